@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cases/case.h"
+
+#include <algorithm>
+
+#include "cases/recipes.h"
+#include "cases/sha256.h"
+
+namespace attest {
+namespace {
+
+const std::vector<std::string> kPoisons{"nan", "huge", "inf", "zero"};
+const std::vector<std::string> kWeights{"uniform", "permutation"};
+const std::vector<std::string> kExpects{"ok", "invalid", "overflow"};
+const std::vector<std::string> kArguments{"query",     "key",         "value",        "output",
+                                          "cache.key", "cache.value", "cache.lengths"};
+const std::vector<std::string> kChanges{"dtype", "rank", "batch", "heads", "head_dim"};
+
+constexpr int64_t kMaxRepeat = 4096;
+
+/// A number for all sequences, or one number per sequence.
+std::vector<int64_t> per_sequence(Fields& fields, std::string_view name, int64_t batch) {
+  const Json& value = fields.at(name);
+  auto counts = value.is_array()
+                    ? json_to<std::vector<int64_t>>(value, fields.place(name))
+                    : std::vector<int64_t>(static_cast<size_t>(batch), json_to<int64_t>(value, fields.place(name)));
+  if (counts.size() != static_cast<size_t>(batch)) {
+    throw Error::at(fields.place(name), "got {} entries, wanted {} (the batch)", counts.size(), batch);
+  }
+  for (const int64_t count : counts) {
+    if (count < 0 || count > (int64_t{1} << 24)) throw Error::at(fields.place(name), "got {}, wanted 0 to 2^24", count);
+  }
+  return counts;
+}
+
+int64_t sequence_index(int64_t value, int64_t batch, const std::string& place) {
+  if (value < 0 || value >= batch)
+    throw Error::at(place, "got {}, wanted 0 to {} (the batch is {})", value, batch - 1, batch);
+  return value;
+}
+
+InputSpec inputs_from_json(const Json& json, const std::string& place, const Problem& problem) {
+  Fields fields(json, place);
+  InputSpec spec;
+  spec.recipe = fields.required<std::string>("recipe");
+  if (!has_recipe(spec.recipe)) {
+    throw Error::at(fields.place("recipe"), "got \"{}\", wanted one of: {}", spec.recipe, recipe_names());
+  }
+  spec.seed = fields.optional<int64_t>("seed", 1);
+  spec.poison = fields.choice("poison", kPoisons, Poison::nan);
+  if (problem.level == Level::layer) {
+    spec.weights = fields.choice("weights", kWeights, WeightKind::uniform);
+    spec.self = fields.optional<bool>("self", spec.weights == WeightKind::uniform);
+    spec.bias_outliers = fields.optional<bool>("bias_outliers", false);
+    if (spec.bias_outliers && !problem.bias) {
+      throw Error::at(fields.place("bias_outliers"), "got true, wanted a problem with \"bias\": true");
+    }
+    if (spec.weights == WeightKind::permutation) {
+      const int64_t widest = std::max(problem.query_heads * std::max(problem.qk_head_dim, problem.v_head_dim),
+                                      problem.kv_heads * std::max(problem.qk_head_dim, problem.v_head_dim));
+      if (spec.self) throw Error::at(fields.place("self"), "got true, wanted false with permutation weights");
+      if (problem.d_model < widest) {
+        throw Error::at(fields.place("weights"), "got d_model {}, wanted at least {} for permutation weights",
+                        problem.d_model, widest);
+      }
+    }
+  }
+  fields.finish();
+  return spec;
+}
+
+Layout layout_from_json(const Json& json, const std::string& place) {
+  Fields fields(json, place);
+  Layout layout;
+  layout.order = fields.optional<std::string>("order", "");
+  layout.pad = fields.optional<int64_t>("pad", 0);
+  if (layout.pad < 0 || layout.pad > 4096) throw Error::at(fields.place("pad"), "got {}, wanted 0 to 4096", layout.pad);
+  fields.finish();
+  return layout;
+}
+
+Layouts layouts_from_json(const Json& json, const std::string& place) {
+  Fields fields(json, place);
+  Layouts layouts;
+  const auto read = [&](std::string_view name, Layout& layout) {
+    if (fields.has(name)) layout = layout_from_json(fields.at(name), fields.place(name));
+  };
+  read("query", layouts.query);
+  read("key", layouts.key);
+  read("value", layouts.value);
+  read("output", layouts.output);
+  read("cache", layouts.cache);
+  fields.finish();
+  return layouts;
+}
+
+Step attend_from_json(Fields& fields, const Problem& problem) {
+  Step step;
+  step.queries = per_sequence(fields, "attend", problem.batch);
+  step.keys = fields.has("keys") ? per_sequence(fields, "keys", problem.batch) : step.queries;
+  step.expect = fields.choice("expect", kExpects, Expect::ok);
+  if (fields.has("malform")) {
+    Fields malform(fields.at("malform"), fields.place("malform"));
+    step.malformed = Malformed{kArguments[malform.choice<size_t>("argument", kArguments)],
+                               kChanges[malform.choice<size_t>("change", kChanges)]};
+    malform.finish();
+  }
+  if (step.malformed.has_value() != (step.expect == Expect::invalid)) {
+    throw Error::at(fields.place(), "\"malform\" and \"expect\": \"invalid\" go together");
+  }
+  return step;
+}
+
+/// One JSON step; `repeat` makes several.
+std::vector<Step> steps_from_json(const Json& json, const std::string& place, const Problem& problem) {
+  Fields fields(json, place);
+  Step step;
+  int64_t repeat = 1;
+  if (fields.has("attend")) {
+    step = attend_from_json(fields, problem);
+    repeat = fields.optional<int64_t>("repeat", 1);
+    if (repeat < 1 || repeat > kMaxRepeat) {
+      throw Error::at(fields.place("repeat"), "got {}, wanted 1 to {}", repeat, kMaxRepeat);
+    }
+  } else if (fields.has("truncate")) {
+    step.kind = StepKind::truncate;
+    step.lengths = per_sequence(fields, "truncate", problem.batch);
+  } else if (fields.has("reset")) {
+    step.kind = StepKind::reset;
+    step.sequences = fields.required<std::vector<int64_t>>("reset");
+    for (const int64_t b : step.sequences) sequence_index(b, problem.batch, fields.place("reset"));
+  } else if (fields.has("fork")) {
+    step.kind = StepKind::fork;
+    Fields fork(fields.at("fork"), fields.place("fork"));
+    step.from = sequence_index(fork.required<int64_t>("from"), problem.batch, fork.place("from"));
+    step.to = sequence_index(fork.required<int64_t>("to"), problem.batch, fork.place("to"));
+    fork.finish();
+  } else if (fields.has("reorder")) {
+    step.kind = StepKind::reorder;
+    step.sequences = per_sequence(fields, "reorder", problem.batch);
+    for (const int64_t b : step.sequences) sequence_index(b, problem.batch, fields.place("reorder"));
+  } else {
+    throw Error::at(place, "wanted a step: one of attend, truncate, reset, fork, reorder");
+  }
+  fields.finish();
+  if (step.kind != StepKind::attend && problem.cache == CacheKind::none) {
+    throw Error::at(place, "wanted a problem with a cache for this step");
+  }
+  return std::vector<Step>(static_cast<size_t>(repeat), step);
+}
+
+Json to_json(const Step& step) {
+  switch (step.kind) {
+    case StepKind::attend: {
+      Json json{{"attend", step.queries}, {"keys", step.keys}, {"expect", kExpects[static_cast<size_t>(step.expect)]}};
+      if (step.malformed) json["malform"] = {step.malformed->argument, step.malformed->change};
+      return json;
+    }
+    case StepKind::truncate:
+      return {{"truncate", step.lengths}};
+    case StepKind::reset:
+      return {{"reset", step.sequences}};
+    case StepKind::fork:
+      return {{"fork", {step.from, step.to}}};
+    case StepKind::reorder:
+      return {{"reorder", step.sequences}};
+  }
+  return {};
+}
+
+/// Over all that a golden depends on, and nothing else: prose, poison and memory layouts may change freely.
+std::string golden_hash(const Case& c) {
+  Json steps = Json::array();
+  for (const Step& step : c.steps) steps.push_back(to_json(step));
+  const Json json{{"problem", to_json(c.problem)},
+                  {"inputs",
+                   {{"recipe", c.inputs.recipe},
+                    {"seed", c.inputs.seed},
+                    {"self", c.inputs.self},
+                    {"weights", kWeights[static_cast<size_t>(c.inputs.weights)]},
+                    {"bias_outliers", c.inputs.bias_outliers}}},
+                  {"steps", steps},
+                  {"rows", c.checked_rows}};
+  return sha256(json.dump());
+}
+
+}  // namespace
+
+Case case_from_json(const Json& json, const std::string& family, const std::string& place) {
+  Fields fields(json, place);
+  Case c;
+  const auto name = fields.required<std::string>("id");
+  const auto legal = [](char letter) {
+    return (letter >= 'a' && letter <= 'z') || (letter >= '0' && letter <= '9') || letter == '_';
+  };
+  if (name.empty() || !std::all_of(name.begin(), name.end(), legal)) {
+    throw Error::at(fields.place("id"), "got \"{}\", wanted letters a-z, digits and _", name);
+  }
+  c.id = family + "/" + name;
+  c.family = family;
+  c.about = fields.required<std::string>("about");
+  c.profiles = fields.optional<std::vector<std::string>>("profiles", {"core"});
+  c.clauses = fields.required<std::vector<std::string>>("clauses");
+  c.kills = fields.required<std::vector<std::string>>("kills");
+  if (c.profiles.empty()) throw Error::at(fields.place("profiles"), "got [], wanted at least one profile");
+  if (c.clauses.empty()) throw Error::at(fields.place("clauses"), "got [], wanted at least one clause");
+  c.problem = problem_from_json(fields.at("problem"), fields.place("problem"));
+  c.inputs = inputs_from_json(fields.at("inputs"), fields.place("inputs"), c.problem);
+  if (fields.has("layouts")) c.layouts = layouts_from_json(fields.at("layouts"), fields.place("layouts"));
+  const Json& steps = fields.at("steps");
+  if (!steps.is_array() || steps.empty()) throw Error::at(fields.place("steps"), "wanted an array of steps");
+  for (size_t i = 0; i < steps.size(); ++i) {
+    for (Step& step : steps_from_json(steps[i], fmt::format("{}[{}]", fields.place("steps"), i), c.problem)) {
+      c.steps.push_back(std::move(step));
+    }
+  }
+  c.checked_rows = fields.optional<int64_t>("rows", 0);
+  if (c.checked_rows < 0) throw Error::at(fields.place("rows"), "got {}, wanted 0 (all) or more", c.checked_rows);
+  c.equals = fields.optional<std::string>("equals", "");
+  fields.finish();
+  c.hash = golden_hash(c);
+  return c;
+}
+
+std::string identity(const Case& c) {
+  std::string steps;
+  for (size_t i = 0; i < c.steps.size();) {
+    const Step& step = c.steps[i];
+    if (step.kind != StepKind::attend) {
+      static const std::vector<std::string> names{"attend", "truncate", "reset", "fork", "reorder"};
+      steps += " " + names[static_cast<size_t>(step.kind)];
+      ++i;
+      continue;
+    }
+    size_t repeat = 1;
+    while (i + repeat < c.steps.size() && c.steps[i + repeat].kind == StepKind::attend &&
+           c.steps[i + repeat].queries == step.queries && c.steps[i + repeat].keys == step.keys &&
+           c.steps[i + repeat].expect == step.expect) {
+      ++repeat;
+    }
+    const int64_t queries = *std::max_element(step.queries.begin(), step.queries.end());
+    const int64_t keys = *std::max_element(step.keys.begin(), step.keys.end());
+    const bool ragged = std::any_of(step.queries.begin(), step.queries.end(), [&](int64_t n) { return n != queries; });
+    steps += fmt::format(" {}{}{}{}{}", ragged ? "<=" : "", queries, keys != queries ? fmt::format(":{}", keys) : "",
+                         repeat > 1 ? fmt::format("x{}", repeat) : "",
+                         step.expect == Expect::ok ? "" : "!" + kExpects[static_cast<size_t>(step.expect)]);
+    i += repeat;
+  }
+  return fmt::format("{} [{} {} steps{}]", c.id, identity(c.problem), c.inputs.recipe, steps);
+}
+
+}  // namespace attest

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// A case: a problem, the recipe of its inputs, and the steps it takes. Plain data, read from
+// cases/<family>/<topic>.json (schema: spec/schema/case.schema.json).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cases/problem.h"
+
+namespace attest {
+
+/// What fills slots beyond a sequence's length, padding and scratch, which must not matter (clause C3).
+enum class Poison : int { nan, huge, inf, zero };
+
+/// How the weights of a layer are made.
+enum class WeightKind : int {
+  uniform,      ///< Like torch.nn.Linear: uniform on +-1/sqrt(d_model), on a 2^-24 grid.
+  permutation,  ///< Signed permutations: the projections return the recipe's Q, K and V exactly.
+};
+
+struct InputSpec {
+  std::string recipe;  ///< A name of cases/recipes.cpp.
+  int64_t seed = 1;
+  Poison poison = Poison::nan;
+  bool self = true;  ///< Layer level: one tensor serves as query, key and value.
+  WeightKind weights = WeightKind::uniform;
+  bool bias_outliers = false;  ///< Layer level: K biases with a channel at -34 and others at -14.
+};
+
+/// What a step must answer.
+enum class Expect : int { ok, invalid, overflow };
+
+/// A defect put into one argument of a step that must be refused as INVALID.
+struct Malformed {
+  std::string argument;  ///< query, key, value, output, cache.key, cache.value, cache.lengths
+  std::string change;    ///< dtype, rank, batch, heads, head_dim
+};
+
+enum class StepKind : int { attend, truncate, reset, fork, reorder };
+
+/// One step of the protocol (clauses P*). Only `attend` calls the backend; the others are the suite's own operations.
+struct Step {
+  StepKind kind = StepKind::attend;
+  std::vector<int64_t> queries;    ///< attend: query tokens per sequence.
+  std::vector<int64_t> keys;       ///< attend: key tokens per sequence; with a cache, appended.
+  std::vector<int64_t> lengths;    ///< truncate: new length per sequence.
+  std::vector<int64_t> sequences;  ///< reset: which sequences. reorder: slot b takes what slot sequences[b] held.
+  int64_t from = 0, to = 0;        ///< fork: slot `to` becomes a copy of slot `from`.
+  Expect expect = Expect::ok;
+  std::optional<Malformed> malformed;
+};
+
+/// The memory order of a tensor's axes, e.g. "bhsd" for [B, S, H, D] stored heads-first; `pad` adds unused elements to
+/// the innermost stored axis. Letters: b batch, s token (or slot), h head, d channel.
+struct Layout {
+  std::string order;  ///< Empty: the logical order.
+  int64_t pad = 0;
+};
+
+struct Layouts {
+  Layout query, key, value, output, cache;
+};
+
+struct Case {
+  std::string id;  ///< "family/name"
+  std::string family;
+  std::string about;
+  std::vector<std::string> profiles;  ///< Must pass for a backend that claims all of these.
+  std::vector<std::string> clauses;   ///< Clauses of spec/attention.md that it tests.
+  std::vector<std::string> kills;     ///< Bugs of cases/bugs.json that it is there to catch.
+  Problem problem;
+  InputSpec inputs;
+  Layouts layouts;
+  std::vector<Step> steps;
+  int64_t checked_rows = 0;  ///< Rows (b, i) with a golden per step; 0 = all.
+  std::string equals;        ///< Another case whose rows, in order, must have bit-identical goldens; or empty.
+  std::filesystem::path file;
+  std::string hash;  ///< SHA-256 over everything that a golden depends on.
+};
+
+/// Reads a case of a file; `place` is the file and index for errors, `defaults` the file's common fields.
+Case case_from_json(const Json& json, const std::string& family, const std::string& place);
+/// One line with its whole identity; `attest cases list` prints it and `--filter` matches it.
+std::string identity(const Case& c);
+
+}  // namespace attest

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cases/inputs.h"
+
+#include <bit>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+
+#include "cases/philox.h"
+#include "cases/recipes.h"
+
+using namespace attest;
+
+namespace {
+
+Case make(const std::string& recipe, const std::string& steps, const std::string& problem = "{}") {
+  Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["A1"], "kills": [],
+      "problem": {"batch": 1, "query_heads": 4, "kv_heads": 2, "head_dim": 16, "causal": "bottom_right"}})");
+  json["problem"].update(Json::parse(problem));
+  json["inputs"] = {{"recipe", recipe}, {"seed", 3}};
+  json["steps"] = Json::parse(steps);
+  return case_from_json(json, "family", "test");
+}
+
+Inputs inputs_of(const Case& c) {
+  return generate_inputs(c, play(c));
+}
+
+}  // namespace
+
+TEST_CASE("Philox4x32-10 gives the published known answers") {
+  CHECK(philox4x32_10({0, 0, 0, 0}, {0, 0}) == PhiloxWords{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  CHECK(philox4x32_10({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}) ==
+        PhiloxWords{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+  CHECK(philox4x32_10({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}) ==
+        PhiloxWords{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
+}
+
+TEST_CASE("tokens are the same however steps cut the sequence") {
+  const std::string cache = R"({"cache": "contiguous", "capacity": 16})";
+  for (const char* recipe :
+       {"gaussian", "needle", "needle_odd", "seesaw", "flat", "rising", "cancelling", "large_logits"}) {
+    const Inputs whole = inputs_of(make(recipe, R"([{"attend": 6}])", cache));
+    const Inputs parts = inputs_of(make(recipe, R"([{"attend": 4}, {"attend": 2}])", cache));
+    for (const auto member : {&StepInputs::query, &StepInputs::key, &StepInputs::value}) {
+      std::vector<float> joined = (parts.steps[0].*member).data;
+      joined.insert(joined.end(), (parts.steps[1].*member).data.begin(), (parts.steps[1].*member).data.end());
+      INFO(recipe);
+      CHECK(joined == (whole.steps[0].*member).data);
+    }
+  }
+}
+
+TEST_CASE("every recipe gives finite values, and all but three are exact in bf16") {
+  for (const char* recipe : {"gaussian", "sharp", "bits", "needle", "needle_odd", "seesaw", "flat", "flat_cancel",
+                             "negative_logits", "cancelling", "large_logits", "rising", "falling", "analytic"}) {
+    INFO(recipe);
+    const Inputs inputs = inputs_of(make(recipe, R"([{"attend": 9}])"));
+    const std::string name = recipe;
+    const bool coarse = name != "gaussian" && name != "sharp" && name != "bits";
+    for (const auto* tensor : {&inputs.steps[0].query, &inputs.steps[0].key, &inputs.steps[0].value}) {
+      for (const float x : tensor->data) {
+        REQUIRE(std::isfinite(x));
+        if (coarse) REQUIRE((std::bit_cast<uint32_t>(x) & 0xffff) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("the needle finds its key: 40 nats ahead of any other, and a leaked key would win") {
+  const Case c = make("needle", R"([{"attend": 12}])");
+  const Timeline timeline = play(c);
+  const auto recipe = make_recipe(c, timeline);
+  const double scale = 0.25;
+  std::vector<float> q(16), k(16);
+  const auto logit = [&](const Row& row, int64_t head, int64_t position) {
+    recipe->query(row, head, q);
+    recipe->key({0, position, position, 0, position}, head / 2, k);
+    double sum = 0;
+    for (size_t d = 0; d < q.size(); ++d) sum += static_cast<double>(q[d]) * static_cast<double>(k[d]);
+    return scale * sum;
+  };
+  for (const Row& row : timeline[0].rows) {
+    if (row.position < 2) continue;
+    for (int64_t head = 0; head < 4; ++head) {
+      const int64_t kind = (head + row.position / 2) % 4;
+      const double last = logit(row, head, row.position);
+      const double masked = logit(row, head, row.position + 1);
+      for (int64_t j = 0; j < row.position && kind == 0; ++j) CHECK(last - logit(row, head, j) >= 40);
+      if (kind == 1 && row.position % 2 == 0) {
+        CHECK(masked - last >= 10);
+        for (int64_t j = 0; j < row.position; ++j) CHECK(last - logit(row, head, j) >= 20);
+      }
+    }
+  }
+}
+
+TEST_CASE("permutation weights return the recipe's tensors exactly") {
+  Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["L1"], "kills": [],
+      "problem": {"level": "layer", "query_heads": 4, "kv_heads": 2, "head_dim": 16, "d_model": 72},
+      "inputs": {"recipe": "needle", "weights": "permutation"}, "steps": [{"attend": 5}]})");
+  const Case c = case_from_json(json, "family", "test");
+  const Inputs inputs = inputs_of(c);
+  json["problem"] = {{"query_heads", 4}, {"kv_heads", 2}, {"head_dim", 16}};
+  json["inputs"] = {{"recipe", "needle"}};
+  const Inputs core = inputs_of(case_from_json(json, "family", "test"));
+  const auto project = [](const Dense<float>& x, const Dense<float>& w) {
+    std::vector<float> y;
+    const auto in = static_cast<size_t>(w.shape[1]);
+    for (size_t token = 0; token * in < x.data.size(); ++token) {
+      for (size_t o = 0; o * in < w.data.size(); ++o) {
+        float sum = 0;
+        for (size_t i = 0; i < in; ++i) sum += w.data[o * in + i] * x.data[token * in + i];
+        y.push_back(sum);
+      }
+    }
+    return y;
+  };
+  CHECK(project(inputs.steps[0].query, inputs.weights.q) == core.steps[0].query.data);
+  CHECK(project(inputs.steps[0].key, inputs.weights.k) == core.steps[0].key.data);
+  CHECK(project(inputs.steps[0].value, inputs.weights.v) == core.steps[0].value.data);
+}
+
+TEST_CASE("uniform weights stay within 1/sqrt(d_model) and outliers are where they are said to be") {
+  Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["L5"], "kills": [],
+      "problem": {"level": "layer", "query_heads": 2, "head_dim": 16, "d_model": 50, "bias": true},
+      "inputs": {"recipe": "gaussian", "bias_outliers": true}, "steps": [{"attend": 3}]})");
+  const Inputs inputs = inputs_of(case_from_json(json, "family", "test"));
+  const double bound = 1 / std::sqrt(50.0);
+  double largest = 0;
+  for (const float w : inputs.weights.q.data) largest = std::max(largest, std::fabs(static_cast<double>(w)));
+  CHECK(largest <= bound);
+  CHECK(largest > 0.98 * bound);
+  CHECK(inputs.weights.k_bias.data[16] < -33);
+  CHECK(inputs.weights.k_bias.data[19] < -13);
+  CHECK(inputs.weights.k_bias.data[17] > -1);
+  CHECK(inputs.steps[0].query.data == inputs.steps[0].key.data);  // self
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// The problem of a case: everything that stays the same over its steps, as in `attest_problem` of
+// spec/attest/backend.h. The same JSON form stands in a case file and travels to a worker.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "cases/dtype.h"
+#include "cases/json.h"
+
+namespace attest {
+
+enum class Level : int { core, layer };
+enum class Causal : int { none, bottom_right, top_left };
+enum class CacheKind : int { none, contiguous };
+
+struct Problem {
+  Level level = Level::core;
+  DType dtype = DType::f32;
+  int64_t batch = 1;
+  int64_t query_heads = 1;
+  int64_t kv_heads = 1;
+  int64_t qk_head_dim = 0;
+  int64_t v_head_dim = 0;
+  int64_t d_model = 0;          ///< Layer level only.
+  std::optional<double> scale;  ///< Absent: the real 1 / sqrt(qk_head_dim).
+  Causal causal = Causal::none;
+  CacheKind cache = CacheKind::none;
+  int64_t capacity = 0;  ///< Tokens a sequence's cache holds.
+  bool bias = false;     ///< Layer level: the four projections have a bias.
+  bool lse = false;
+
+  [[nodiscard]] int64_t group() const { return query_heads / kv_heads; }
+};
+
+/// Reads a problem; throws on anything that is not a legal one.
+Problem problem_from_json(const Json& json, const std::string& place);
+/// The canonical form: fields at their default are left out.
+Json to_json(const Problem& problem);
+/// One line a person can filter by: "core f32 B2 H4/2 D16 causal cache32".
+std::string identity(const Problem& problem);
+
+}  // namespace attest
