@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "golden/golden.h"
+
+#include <algorithm>
+
+#include "cases/inputs.h"
+#include "cases/sha256.h"
+#include "golden/safetensors.h"
+
+namespace attest {
+namespace fs = std::filesystem;
+namespace {
+
+/// Inputs of up to this many bytes are stored with the golden; larger ones are generated again (spec: recipes, Philox).
+constexpr size_t kStoredInputs = 40 * 1024;
+
+void add(SafetensorsWriter& writer, const std::string& name, const GoldenTensor& tensor) {
+  if (tensor.empty()) return;
+  writer.add(name, DType::f64, tensor.shape, tensor.value);
+  writer.add(name + ".allowed", DType::f32, tensor.shape, tensor.allowed);
+  if (std::any_of(tensor.mark.begin(), tensor.mark.end(), [](Mark mark) { return mark != Mark::proven; })) {
+    writer.add(name + ".mark", DType::u8, tensor.shape, tensor.mark);
+  }
+}
+
+GoldenTensor read_tensor(const SafetensorsFile& file, const std::string& name, const std::string& place,
+                         const std::vector<int64_t>& wanted) {
+  GoldenTensor tensor;
+  tensor.shape = file.shape(name);
+  if (tensor.shape != wanted || file.shape(name + ".allowed") != wanted) {
+    throw Error::at(place, "the tensor \"{}\" has not the shape that its case asks for", name);
+  }
+  tensor.value = file.read<double>(name, DType::f64);
+  tensor.allowed = file.read<float>(name + ".allowed", DType::f32);
+  if (file.has(name + ".mark")) {
+    for (const uint8_t mark : file.read<uint8_t>(name + ".mark", DType::u8))
+      tensor.mark.push_back(static_cast<Mark>(mark));
+  }
+  tensor.mark.resize(tensor.value.size(), Mark::proven);
+  return tensor;
+}
+
+void add_inputs(SafetensorsWriter& writer, const Inputs& inputs) {
+  size_t bytes = 0;
+  std::vector<std::pair<std::string, const Dense<float>*>> tensors;
+  for (size_t i = 0; i < inputs.steps.size(); ++i) {
+    const StepInputs& step = inputs.steps[i];
+    tensors.emplace_back(fmt::format("input.step{}.query", i), &step.query);
+    tensors.emplace_back(fmt::format("input.step{}.key", i), &step.key);
+    tensors.emplace_back(fmt::format("input.step{}.value", i), &step.value);
+  }
+  const Weights& w = inputs.weights;
+  tensors.insert(tensors.end(), {{"input.q_weight", &w.q},
+                                 {"input.k_weight", &w.k},
+                                 {"input.v_weight", &w.v},
+                                 {"input.out_weight", &w.out},
+                                 {"input.q_bias", &w.q_bias},
+                                 {"input.k_bias", &w.k_bias},
+                                 {"input.v_bias", &w.v_bias},
+                                 {"input.out_bias", &w.out_bias}});
+  for (const auto& [name, tensor] : tensors) bytes += tensor->data.size() * sizeof(float);
+  if (bytes > kStoredInputs) return;
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor->data.empty()) writer.add(name, DType::f32, tensor->shape, tensor->data);
+  }
+}
+
+}  // namespace
+
+fs::path manifest_path(const fs::path& root) {
+  return root / "golden" / "manifest.json";
+}
+fs::path golden_path(const fs::path& root, const std::string& case_id) {
+  return root / "golden" / "data" / (case_id + ".safetensors");
+}
+
+Manifest read_manifest(const fs::path& root) {
+  Manifest manifest;
+  const fs::path path = manifest_path(root);
+  if (!fs::exists(path)) return manifest;
+  const Json json = read_json_file(path);
+  Fields fields(json, path.string());
+  if (const auto schema = fields.required<std::string>("schema"); schema != "attest/goldens/1") {
+    throw Error::at(fields.place("schema"), "got \"{}\", wanted \"attest/goldens/1\"", schema);
+  }
+  manifest.oracle = fields.required<std::string>("oracle");
+  for (const auto& [id, entry] : fields.at("cases").items()) {
+    Fields one(entry, fmt::format("{}: cases.{}", path.string(), id));
+    manifest.cases[id] = {
+        one.required<std::string>("case"), one.required<std::string>("inputs"), one.required<std::string>("file"),
+        one.required<int64_t>("bytes"),    one.required<int64_t>("values"),     one.required<int64_t>("proven"),
+        one.required<int64_t>("tie"),      one.required<int64_t>("zero"),       one.required<double>("worst_radius")};
+    one.finish();
+  }
+  fields.finish();
+  return manifest;
+}
+
+std::string dump(const Manifest& manifest) {
+  Json cases = Json::object();
+  for (const auto& [id, entry] : manifest.cases) {
+    cases[id] = {{"case", entry.case_hash}, {"inputs", entry.inputs_hash}, {"file", entry.file_hash},
+                 {"bytes", entry.bytes},    {"values", entry.values},      {"proven", entry.proven},
+                 {"tie", entry.tie},        {"zero", entry.zero},          {"worst_radius", entry.worst_radius}};
+  }
+  return Json{{"schema", "attest/goldens/1"}, {"oracle", manifest.oracle}, {"cases", cases}}.dump(1) + "\n";
+}
+
+std::string suite_hash(const fs::path& root) {
+  return sha256(read_file(manifest_path(root))).substr(0, 12);
+}
+
+std::string encode(const Case& c, const Inputs& inputs, const Golden& golden) {
+  SafetensorsWriter writer;
+  writer.metadata("case", c.id);
+  writer.metadata("case_hash", c.hash);
+  for (size_t i = 0; i < golden.steps.size(); ++i) {
+    const GoldenStep& step = golden.steps[i];
+    const std::string name = fmt::format("step{}.", i);
+    if (!step.rows.empty())
+      writer.add(name + "rows", DType::i32, {static_cast<int64_t>(step.rows.size() / 2), 2}, step.rows);
+    add(writer, name + "output", step.output);
+    add(writer, name + "lse", step.lse);
+    if (!step.tokens.empty()) {
+      writer.add(name + "tokens", DType::i32, {static_cast<int64_t>(step.tokens.size() / 2), 2}, step.tokens);
+    }
+    add(writer, name + "cache.key", step.cache_key);
+    add(writer, name + "cache.value", step.cache_value);
+  }
+  add_inputs(writer, inputs);
+  return writer.bytes();
+}
+
+Golden load_golden(const fs::path& root, const Manifest& manifest, const Case& c) {
+  const std::string place = golden_path(root, c.id).string();
+  const auto entry = manifest.cases.find(c.id);
+  if (entry == manifest.cases.end()) {
+    throw Error::at(manifest_path(root).string(), "has no golden for {}; run `attest golden make`", c.id);
+  }
+  if (entry->second.case_hash != c.hash) {
+    throw Error::at(place,
+                    "belongs to another version of {} (case hash {:.12}, wanted {:.12}); run `attest golden make`",
+                    c.id, entry->second.case_hash, c.hash);
+  }
+  std::string bytes = read_file(place);
+  if (const std::string got = sha256(bytes); got != entry->second.file_hash) {
+    throw Error::at(place, "is corrupted: SHA-256 {:.12}..., the manifest says {:.12}...", got,
+                    entry->second.file_hash);
+  }
+  const SafetensorsFile file(std::move(bytes), place);
+  const Problem& p = c.problem;
+  Golden golden;
+  for (size_t i = 0; i < c.steps.size(); ++i) {
+    const std::string name = fmt::format("step{}.", i);
+    GoldenStep step;
+    if (file.has(name + "rows")) {
+      step.rows = file.read<int32_t>(name + "rows", DType::i32);
+      const auto rows = static_cast<int64_t>(step.rows.size() / 2);
+      const std::vector<int64_t> shape = p.level == Level::core
+                                             ? std::vector<int64_t>{rows, p.query_heads, p.v_head_dim}
+                                             : std::vector<int64_t>{rows, p.d_model};
+      step.output = read_tensor(file, name + "output", place, shape);
+      if (p.lse) step.lse = read_tensor(file, name + "lse", place, {rows, p.query_heads});
+    }
+    if (file.has(name + "tokens")) {
+      step.tokens = file.read<int32_t>(name + "tokens", DType::i32);
+      const auto tokens = static_cast<int64_t>(step.tokens.size() / 2);
+      step.cache_key = read_tensor(file, name + "cache.key", place, {tokens, p.kv_heads, p.qk_head_dim});
+      step.cache_value = read_tensor(file, name + "cache.value", place, {tokens, p.kv_heads, p.v_head_dim});
+    }
+    golden.steps.push_back(std::move(step));
+  }
+  return golden;
+}
+
+}  // namespace attest
