@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runner/backend_library.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "cases/error.h"
+
+namespace attest {
+namespace {
+
+// The table as version 1 had it; later fields are appended.
+constexpr size_t kFirstTable = offsetof(attest_backend, release) + sizeof(void*);
+
+// dlerror() begins with the path, which the error has already.
+std::string load_error(const std::string& path) {
+  const char* text = ::dlerror();
+  std::string_view reason = text != nullptr ? text : "unknown reason";
+  if (reason.starts_with(path + ": ")) reason.remove_prefix(path.size() + 2);
+  return std::string(reason);
+}
+
+bool is_name(const char* text) {
+  const std::string_view name = text;
+  return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  });
+}
+
+}  // namespace
+
+BackendLibrary::BackendLibrary(const std::filesystem::path& path) : path_(path) {
+  const std::string place = path.string();
+  std::error_code missing;
+  if (!std::filesystem::exists(path, missing)) throw Error::at(place, "no such file");
+  // A path without a slash would be looked for in the system's library folders.
+  const std::string absolute = std::filesystem::absolute(path).string();
+  void* library = ::dlopen(absolute.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+  if (library == nullptr) throw Error::at(place, "cannot be loaded: {}", load_error(absolute));
+  const auto get_backend = reinterpret_cast<const attest_backend* (*)()>(::dlsym(library, ATTEST_ENTRY_POINT));
+  if (get_backend == nullptr) throw Error::at(place, "is no attest backend: it has no symbol {}", ATTEST_ENTRY_POINT);
+  table_ = get_backend();
+  if (table_ == nullptr) throw Error::at(place, "{} returned NULL", ATTEST_ENTRY_POINT);
+
+  // The first two fields are the same in every version; nothing else may be read before they are known.
+  if (table_->abi_version != ATTEST_ABI_VERSION) {
+    throw Error::at(place, "has ABI version {}, this attest speaks {}", table_->abi_version, ATTEST_ABI_VERSION);
+  }
+  if (table_->struct_size < kFirstTable) {
+    throw Error::at(place, "has a table of {} bytes, wanted at least {}", table_->struct_size, kFirstTable);
+  }
+  const attest_backend& t = *table_;
+  const std::pair<const char*, bool> required[] = {
+      {"name", t.name != nullptr}, {"version", t.version != nullptr}, {"description", t.description != nullptr},
+      {"open", t.open != nullptr}, {"close", t.close != nullptr},     {"prepare", t.prepare != nullptr},
+      {"run", t.run != nullptr},   {"release", t.release != nullptr},
+  };
+  for (const auto& [name, there] : required) {
+    if (!there) throw Error::at(place, "has no {} in its table", name);
+  }
+  if (!is_name(t.name)) throw Error::at(place, "has a name that does not match [a-z0-9_-]+");
+
+  const bool memory[] = {t.allocate != nullptr, t.deallocate != nullptr, t.upload != nullptr, t.download != nullptr,
+                         t.synchronize != nullptr};
+  const auto count = std::count(std::begin(memory), std::end(memory), true);
+  if (count != 0 && count != 5) {
+    throw Error::at(place, "has {} of the five memory functions, wanted all of them or none", count);
+  }
+  if (count == 0 && t.device_type != kDLCPU) {
+    throw Error::at(place, "takes memory of {} without the memory functions", device_name(t.device_type));
+  }
+}
+
+std::string device_name(int32_t device_type) {
+  switch (device_type) {
+    case kDLCPU:
+      return "cpu";
+    case kDLCUDA:
+      return "cuda";
+    case kDLCUDAHost:
+      return "cuda_host";
+    case kDLCUDAManaged:
+      return "cuda_managed";
+    case kDLOpenCL:
+      return "opencl";
+    case kDLVulkan:
+      return "vulkan";
+    case kDLMetal:
+      return "metal";
+    case kDLROCM:
+      return "rocm";
+    default:
+      return fmt::format("device {}", device_type);
+  }
+}
+
+Answer answer_of(int status, const attest_message& message) {
+  const std::string_view text(message.text, ::strnlen(message.text, sizeof message.text));
+  std::string line = protocol::printable(text, protocol::kMaxMessage);
+  if (!protocol::name_of(status)) {
+    return {ATTEST_ERROR, fmt::format("the backend returned status {}, which does not exist{}{}", status,
+                                      line.empty() ? "" : ": ", line)};
+  }
+  return {static_cast<attest_status>(status), std::move(line)};
+}
+
+Answer answer_of_exception() {
+  const std::string what = [] {
+    try {
+      throw;
+    } catch (const std::exception& error) {
+      return protocol::printable(error.what(), protocol::kMaxMessage);
+    } catch (...) {
+      return std::string("not a std::exception");
+    }
+  }();
+  return {ATTEST_ERROR, fmt::format("an exception escaped the backend: {}", what)};
+}
+
+TensorArgument::TensorArgument(const protocol::Tensor& tensor, void* block, DLDeviceType device)
+    : shape_(tensor.shape), strides_(tensor.strides) {
+  // Never NULL, not even for a tensor without axes.
+  shape_.reserve(1);
+  strides_.reserve(1);
+  tensor_.data = static_cast<std::byte*>(block) + (tensor.offset - tensor.begin - tensor.byte_offset);
+  tensor_.device = {device, 0};
+  tensor_.ndim = static_cast<int>(shape_.size());
+  tensor_.dtype = info(tensor.dtype).dlpack;
+  tensor_.shape = shape_.data();
+  tensor_.strides = strides_.data();
+  tensor_.byte_offset = static_cast<uint64_t>(tensor.byte_offset);
+}
+
+attest_problem abi_problem(const Problem& problem) {
+  attest_problem p{};
+  p.struct_size = sizeof p;
+  p.level = problem.level == Level::layer ? ATTEST_LEVEL_LAYER : ATTEST_LEVEL_CORE;
+  p.batch = problem.batch;
+  p.query_heads = problem.query_heads;
+  p.kv_heads = problem.kv_heads;
+  p.qk_head_dim = problem.qk_head_dim;
+  p.v_head_dim = problem.v_head_dim;
+  p.d_model = problem.level == Level::layer ? problem.d_model : 0;
+  p.dtype = info(problem.dtype).dlpack;
+  p.cache_dtype = p.dtype;
+  p.scale = problem.scale.value_or(0);
+  switch (problem.causal) {
+    case Causal::none:
+      p.causal = ATTEST_CAUSAL_NONE;
+      break;
+    case Causal::bottom_right:
+      p.causal = ATTEST_CAUSAL_BOTTOM_RIGHT;
+      break;
+    case Causal::top_left:
+      p.causal = ATTEST_CAUSAL_TOP_LEFT;
+      break;
+  }
+  p.window_left = -1;
+  p.window_right = -1;
+  p.wants_lse = problem.lse ? 1 : 0;
+  switch (problem.cache) {
+    case CacheKind::none:
+      p.cache = ATTEST_CACHE_NONE;
+      break;
+    case CacheKind::contiguous:
+      p.cache = ATTEST_CACHE_CONTIGUOUS;
+      p.capacity = problem.capacity;
+      break;
+  }
+  return p;
+}
+
+bool set_tensor(attest_problem& problem, std::string_view name, const DLTensor* tensor) {
+  using Member = const DLTensor* attest_problem::*;
+  static constexpr std::pair<std::string_view, Member> kMembers[] = {
+      {"q_weight", &attest_problem::q_weight},
+      {"k_weight", &attest_problem::k_weight},
+      {"v_weight", &attest_problem::v_weight},
+      {"out_weight", &attest_problem::out_weight},
+      {"q_bias", &attest_problem::q_bias},
+      {"k_bias", &attest_problem::k_bias},
+      {"v_bias", &attest_problem::v_bias},
+      {"out_bias", &attest_problem::out_bias},
+      {"sinks", &attest_problem::sinks},
+      {"alibi_slopes", &attest_problem::alibi_slopes},
+      {"q_norm_weight", &attest_problem::q_norm_weight},
+      {"k_norm_weight", &attest_problem::k_norm_weight},
+  };
+  for (const auto& [member_name, member] : kMembers) {
+    if (member_name == name) {
+      problem.*member = tensor;
+      return true;
+    }
+  }
+  return false;
+}
+
+StepArguments::StepArguments(int64_t max_query_length, int64_t max_total_length) {
+  step_.struct_size = sizeof step_;
+  step_.max_query_length = max_query_length;
+  step_.max_total_length = max_total_length;
+  cache_.struct_size = sizeof cache_;
+}
+
+bool StepArguments::set(std::string_view name, DLTensor* tensor) {
+  static constexpr std::pair<std::string_view, const DLTensor * attest_step::*> kInputs[] = {
+      {"query", &attest_step::query},
+      {"key", &attest_step::key},
+      {"value", &attest_step::value},
+      {"query_lengths", &attest_step::query_lengths},
+      {"key_lengths", &attest_step::key_lengths},
+      {"query_start", &attest_step::query_start},
+      {"key_start", &attest_step::key_start},
+      {"positions", &attest_step::positions},
+      {"mask", &attest_step::mask},
+  };
+  static constexpr std::pair<std::string_view, DLTensor * attest_step::*> kOutputs[] = {
+      {"output", &attest_step::output},
+      {"lse", &attest_step::lse},
+  };
+  static constexpr std::pair<std::string_view, DLTensor * attest_cache::*> kCache[] = {
+      {"cache.key", &attest_cache::key},
+      {"cache.value", &attest_cache::value},
+      {"cache.lengths", &attest_cache::lengths},
+      {"cache.key_scale", &attest_cache::key_scale},
+      {"cache.value_scale", &attest_cache::value_scale},
+  };
+  for (const auto& [member_name, member] : kInputs) {
+    if (member_name == name) return step_.*member = tensor, true;
+  }
+  for (const auto& [member_name, member] : kOutputs) {
+    if (member_name == name) return step_.*member = tensor, true;
+  }
+  for (const auto& [member_name, member] : kCache) {
+    if (member_name == name) return cache_.*member = tensor, step_.cache = &cache_, true;
+  }
+  if (name == "cache.block_table") return cache_.block_table = tensor, step_.cache = &cache_, true;
+  return false;
+}
+
+}  // namespace attest

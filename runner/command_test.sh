@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The command as a user meets it: wrong arguments, broken input, damaged goldens. Each bad input must be one line on
+# stderr that names the place, with exit code 2. Usage: command_test.sh path/to/attest
+set -uo pipefail
+
+attest=$(realpath "$1")
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+failures=0
+
+fail() {
+  printf 'FAILED: %s\n' "$1"
+  failures=$((failures + 1))
+}
+
+# refused "part of the line" arguments...: exit code 2, one line on stderr that has the part.
+refused() {
+  local part=$1
+  shift
+  "$attest" "$@" >out.txt 2>err.txt
+  local code=$?
+  [ "$code" -eq 2 ] || fail "attest $* : exit code $code, wanted 2"
+  [ "$(wc -l <err.txt)" -eq 1 ] || fail "attest $* : $(wc -l <err.txt) lines on stderr, wanted 1: $(cat err.txt)"
+  grep -qF -- "$part" err.txt || fail "attest $* : '$part' is not in: $(cat err.txt)"
+}
+
+# accepted code "part of the output" arguments...
+accepted() {
+  local wanted=$1 part=$2
+  shift 2
+  "$attest" "$@" >out.txt 2>&1
+  local code=$?
+  [ "$code" -eq "$wanted" ] || fail "attest $* : exit code $code, wanted $wanted: $(tail -n 3 out.txt)"
+  grep -qF -- "$part" out.txt || fail "attest $* : '$part' is not in its output: $(tail -n 3 out.txt)"
+}
+
+# A suite of our own to damage: the real one, copied.
+fresh_suite() {
+  rm -rf suite
+  mkdir -p suite/spec suite/golden
+  cp -r "$root/cases" suite/cases
+  cp -r "$root/golden/data" "$root/golden/manifest.json" suite/golden/
+  cp "$root/spec/attention.md" suite/spec/
+}
+
+one_case=with_cache/$("$attest" cases list --filter 'with_cache/*' 2>/dev/null | head -n 1 | sed 's,^with_cache/\([^ ]*\) .*,\1,')
+
+# Help teaches, and every subcommand has it.
+accepted 0 "Exit codes" --help
+accepted 0 "attest" --version
+for command in certify "cases list" "cases show" "golden make" "golden check" report doctor; do
+  # shellcheck disable=SC2086  # two words on purpose
+  accepted 0 "Options" $command --help
+done
+
+# Wrong arguments.
+refused "subcommand" 
+refused "--nonsense" certify --backend template --nonsense
+refused "--backend" certify
+refused "no such case" certify --backend template --filter "no such case"
+refused "wanted one of: core" certify --backend template --profile nonsense
+refused "is no case" certify --backend template --case no_cache/nonsense
+refused "wanted name=value" certify --backend template --option nonsense
+refused "option" certify --backend template --option nonsense=1 --case "$one_case"
+refused "--jobs" certify --backend template --jobs 0
+refused "is no suite" --suite /nonexistent cases list
+
+# Backends that cannot be loaded.
+refused "there: " certify --backend nonsense
+refused "/nonexistent/mine.so" certify --backend /nonexistent/mine.so
+printf 'no library' >broken.so
+refused "broken.so" certify --backend ./broken.so
+hostile=$(dirname "$attest")/../tests/backends
+if [ -e "$hostile/attest-backend-broken-version.so" ]; then
+  refused "ABI version" certify --backend "$hostile/attest-backend-broken-version.so"
+  refused "attest_get_backend" certify --backend "$hostile/attest-backend-broken-symbol.so"
+fi
+
+# A damaged suite: every place is named, and no results are written.
+case_file=suite/cases/with_cache/append.json
+fresh_suite
+sed -i '0,/"recipe"/s//"recipy"/' "$case_file"
+refused "append.json: cases[0].inputs" --suite suite certify --backend template
+fresh_suite
+sed -i '0,/"seed"/s//"sead"/' "$case_file"
+refused 'unknown field "sead"' --suite suite certify --backend template
+fresh_suite
+truncate -s 100 "$case_file"
+refused "append.json: parse error at line" --suite suite certify --backend template
+fresh_suite
+rm "suite/golden/data/$one_case.safetensors"
+refused "$one_case.safetensors" --suite suite certify --backend template
+fresh_suite
+printf 'x' | dd of="suite/golden/data/$one_case.safetensors" bs=1 seek=2000 conv=notrunc status=none
+refused "is corrupted" --suite suite certify --backend template
+fresh_suite
+sed -i '0,/"seed": [0-9]*/s//"seed": 987654/' "$case_file"
+refused "belongs to another version" --suite suite certify --backend template
+fresh_suite
+rm suite/golden/manifest.json
+refused "manifest.json" --suite suite certify --backend template
+[ ! -e results ] || fail "a refused run has written results"
+
+# A subset certifies nothing, and its reports can be made again from the records.
+accepted 0 "subset" certify --backend template --case "$one_case" --out subset
+for file in records.jsonl junit.xml report.html certificate.md; do
+  [ -s "subset/$file" ] || fail "subset/$file was not written"
+done
+accepted 0 "subset" report subset/records.jsonl --out again
+cmp -s subset/report.html again/report.html || fail "the report made again differs"
+head -c 200 subset/records.jsonl >cut.jsonl
+refused "cut.jsonl" report cut.jsonl
+refused "cannot be read" report /nonexistent.jsonl
+
+# A failing backend: exit code 1, the place, and the command to repeat it.
+if [ -e "$hostile/attest-backend-hostile.so" ]; then
+  accepted 1 "--option fault=wrong" certify --backend "$hostile/attest-backend-hostile.so" --option fault=wrong \
+    --case "$one_case" --out wrong
+  accepted 1 "allowed" report wrong/records.jsonl
+fi
+
+# Nothing is printed in colour into a file.
+if grep -q $'\033' out.txt; then fail "control codes in a file"; fi
+
+if [ "$failures" -eq 0 ]; then printf 'command line: everything as it should be\n'; fi
+exit $((failures > 0))
