@@ -104,6 +104,11 @@ Step attend_from_json(Fields& fields, const Problem& problem) {
     step.malformed = Malformed{kArguments[malform.choice<size_t>("argument", kArguments)],
                                kChanges[malform.choice<size_t>("change", kChanges)]};
     malform.finish();
+    const auto& [argument, change] = *step.malformed;
+    const bool no_heads = change == "heads" && problem.level == Level::layer && !argument.starts_with("cache.");
+    if (no_heads || (argument == "cache.lengths" && (change == "heads" || change == "head_dim"))) {
+      throw Error::at(fields.place("malform"), "{} has no axis of {} that could be wrong", argument, change);
+    }
   }
   if (step.malformed.has_value() != (step.expect == Expect::invalid)) {
     throw Error::at(fields.place(), "\"malform\" and \"expect\": \"invalid\" go together");

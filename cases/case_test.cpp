@@ -97,6 +97,9 @@ TEST_CASE("broken cases are refused by field") {
   json["steps"][0]["expect"] = "invalid";
   check_refused(json, "go together");
   json = minimal();
+  json["steps"][0].update({{"expect", "invalid"}, {"malform", {{"argument", "cache.lengths"}, {"change", "heads"}}}});
+  check_refused(json, "cache.lengths has no axis of heads");
+  json = minimal();
   json["steps"] = Json::array();
   check_refused(json, "steps: wanted an array of steps");
   json = minimal();

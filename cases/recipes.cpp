@@ -137,9 +137,10 @@ class Bits : public Base {
 /// The quiet needle. Keys carry the bits of their position as +-1; a query asks for one position so sharply that any
 /// other bit pattern costs 40 nats. By turns over heads and positions it asks for the last visible key (excluded by
 /// off-by-one masks and lengths), for the first *masked* key at a quarter of the amplitude in the bits that differ from
-/// the last visible one (a leak wins, else the last visible key does), for a key anywhere in the history, and for the
-/// first one. Codes are sign-hashed per KV head, so a wrong head reads noise. Values of even codes are quiet (1/16),
-/// all others +-32 with position, head, sequence and generation in their signs: a failure shows which key was read.
+/// the last visible one (a leak wins; without one the last visible key does, or shares with its nearest codes where
+/// four or more bits change), for a key anywhere in the history, and for the first one. Codes are sign-hashed per KV
+/// head, so a wrong head reads noise. Values of even codes are quiet (1/16), all others +-32 with position, head,
+/// sequence and generation in their signs: a failure shows which key was read.
 class Needle : public Base {
  public:
   Needle(const Case& c, const Timeline& timeline, int64_t offset) : Base(c, timeline), offset_(offset) {

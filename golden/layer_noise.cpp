@@ -8,7 +8,7 @@
 namespace attest {
 namespace {
 
-constexpr int kRuns = 32;
+constexpr int kRuns = 128;
 constexpr double kUnit = 0x1p-24;
 
 /// exp for x <= 0, from IEEE operations alone: the C library's may differ in the last bit between machines.
@@ -48,16 +48,21 @@ class Noise {
   double rounded(double x, double roundings = 1) { return x * (1 + kUnit * 0.5773502691896258 * roundings * draw()); }
 
   /// sum_i a_i b_i (+ start) as a sequential f32 loop would get it: products and partial sums are rounded, and the
-  /// errors of independent roundings add up to one draw with the sum of their variances.
+  /// errors of independent roundings add up to one draw with the sum of their variances. A loop may run either way, and
+  /// partial sums differ much when large terms come late, so the larger variance counts.
   double dot(const double* a, const double* b, size_t n, double start, size_t b_stride = 1) {
+    double total = start;
+    for (size_t i = 0; i < n; ++i) total += a[i] * b[i * b_stride];
     double sum = start;
-    double variance = 0;
+    double products = 0, forward = 0, backward = 0;
     for (size_t i = 0; i < n; ++i) {
       const double product = a[i] * b[i * b_stride];
+      backward += (total - sum) * (total - sum);
       sum += product;
-      variance += product * product + sum * sum;
+      products += product * product;
+      forward += sum * sum;
     }
-    return sum + kUnit * std::sqrt(variance / 3) * draw();
+    return total + kUnit * std::sqrt((products + std::max(forward, backward)) / 3) * draw();
   }
 
  private:

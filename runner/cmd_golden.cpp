@@ -115,6 +115,14 @@ int make(const Common& common, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const Suite suite = load_suite(find_suite(common.suite));
   Manifest manifest = read_manifest(suite.root);
+  if (manifest.oracle != oracle_version()) {
+    if (!manifest.cases.empty() && (!options.selection.ids.empty() || !options.selection.filter.empty())) {
+      throw Error::at(manifest_path(suite.root).string(),
+                      "was made by oracle \"{}\", this is \"{}\"; make all goldens, without a selection",
+                      manifest.oracle, oracle_version());
+    }
+    manifest.cases.clear();
+  }
   std::vector<const Case*> stale;
   for (const Case* c : select(suite, options.selection)) {
     if (options.all || !is_current(manifest, *c, suite.root)) stale.push_back(c);
@@ -130,8 +138,6 @@ int make(const Common& common, const Options& options) {
     manifest.cases.erase(id);
     fmt::print("removed {}\n", id);
   }
-  if (manifest.oracle != oracle_version() && options.selection.ids.empty() && options.selection.filter.empty())
-    manifest.cases.clear();
   manifest.oracle = oracle_version();
   Counter counter(stale.size());
   make_goldens(stale, options.jobs, [&](const MadeGolden& made) {
