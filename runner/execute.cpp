@@ -317,6 +317,7 @@ void conclude(CaseRecord& record, double worst_radius) {
     const Finding& first = record.findings.front();
     record.reason =
         fmt::format("step {}{}: {}", first.step, first.tensor.empty() ? "" : ", " + first.tensor, first.text);
+    if (first.ratio) record.reason += fmt::format(" ({}, {:.2g} times it)", first.clause, *first.ratio);
   }
 }
 

@@ -163,7 +163,7 @@ void Judge::close(Comparison& comparison, const std::string& clause) {
   if (comparison.bad == 0) return;
   std::string kind = "value";
   std::string cited = clause;
-  std::string text = "differs from the golden by more than the allowed error";
+  std::string text = "beyond the allowed error";
   if (comparison.tensor.starts_with("cache")) {
     kind = "cache";
     text = "the cache holds something else than what was appended";
