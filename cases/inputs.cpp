@@ -206,7 +206,29 @@ Inputs generate_inputs(const Case& c, const Timeline& timeline) {
     inputs.steps.push_back(moment.step.kind == StepKind::attend ? filler.fill(moment) : StepInputs{});
   }
   if (c.problem.level == Level::layer) inputs.weights = generate_weights(c);
+  if (c.problem.sinks) {
+    const auto recipe = make_recipe(c, timeline);
+    inputs.weights.sinks = zeros({c.problem.query_heads});
+    for (int64_t h = 0; h < c.problem.query_heads; ++h)
+      inputs.weights.sinks.data[static_cast<size_t>(h)] = recipe->sink(h);
+  }
+  if (c.problem.alibi == Alibi::slopes) {
+    // Odd ones: no power of two and no order, so a slope of another head or formula shows.
+    inputs.weights.alibi_slopes = zeros({c.problem.query_heads});
+    const PhiloxStream stream(static_cast<uint64_t>(c.inputs.seed), static_cast<uint32_t>(Role::alibi_slopes));
+    for (size_t h = 0; h < inputs.weights.alibi_slopes.data.size(); ++h) {
+      inputs.weights.alibi_slopes.data[h] = static_cast<float>(1 + (stream.words(h)[0] & 127)) * 0x1p-8F;
+    }
+  }
   return inputs;
+}
+
+std::vector<std::pair<const char*, const Dense<float>*>> named(const Weights& w) {
+  return {{"q_weight", &w.q},    {"k_weight", &w.k},
+          {"v_weight", &w.v},    {"out_weight", &w.out},
+          {"q_bias", &w.q_bias}, {"k_bias", &w.k_bias},
+          {"v_bias", &w.v_bias}, {"out_bias", &w.out_bias},
+          {"sinks", &w.sinks},   {"alibi_slopes", &w.alibi_slopes}};
 }
 
 std::string hash(const Inputs& inputs) {
@@ -218,8 +240,7 @@ std::string hash(const Inputs& inputs) {
   for (const StepInputs& step : inputs.steps) {
     for (const auto* tensor : {&step.query, &step.key, &step.value}) add(*tensor);
   }
-  const Weights& w = inputs.weights;
-  for (const auto* tensor : {&w.q, &w.k, &w.v, &w.out, &w.q_bias, &w.k_bias, &w.v_bias, &w.out_bias}) add(*tensor);
+  for (const auto& [name, tensor] : named(inputs.weights)) add(*tensor);
   return digest.hex();
 }
 

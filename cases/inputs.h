@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cases/timeline.h"
@@ -24,15 +25,19 @@ struct StepInputs {
   Dense<float> value;  ///< Core [B, Sk, Hk, Dv]; layer [B, Sk, d_model].
 };
 
-/// Layer level: weights [out, in] and biases [out] (empty without bias).
+/// Tensors of the problem, empty where it has none. Layer level: weights [out, in] and biases [out].
 struct Weights {
   Dense<float> q, k, v, out;
   Dense<float> q_bias, k_bias, v_bias, out_bias;
+  Dense<float> sinks, alibi_slopes;  ///< [Hq]
 };
+
+/// Every tensor of the problem with its name in the ABI; those that are empty too.
+std::vector<std::pair<const char*, const Dense<float>*>> named(const Weights& weights);
 
 struct Inputs {
   std::vector<StepInputs> steps;  ///< One per moment; empty tensors for those that are no attend.
-  Weights weights;                ///< Layer level.
+  Weights weights;
 };
 
 Inputs generate_inputs(const Case& c, const Timeline& timeline);

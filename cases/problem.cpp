@@ -8,6 +8,7 @@ const std::vector<std::string> kLevels{"core", "layer"};
 const std::vector<std::string> kDTypes{"f32"};  // in the order of DType
 const std::vector<std::string> kCausals{"none", "bottom_right", "top_left"};
 const std::vector<std::string> kCaches{"none", "contiguous"};
+const std::vector<std::string> kAlibis{"none", "standard", "slopes"};
 
 // Larger than any real model, small enough that no product of two of them overflows an int64.
 constexpr int64_t kMaxExtent = int64_t{1} << 24;
@@ -18,7 +19,49 @@ int64_t extent(Fields& fields, std::string_view name, int64_t otherwise) {
   return value;
 }
 
+/// A positive number that f32 holds exactly, so that every backend gets the same one.
+double exact_f32(Fields& fields, std::string_view name) {
+  const auto value = fields.required<double>(name);
+  if (!(value > 0) || static_cast<double>(static_cast<float>(value)) != value) {
+    throw Error::at(fields.place(name), "got {}, wanted a positive number that f32 holds exactly", value);
+  }
+  return value;
+}
+
+void window_from_json(const Json& json, const std::string& place, Problem& p) {
+  Fields fields(json, place);
+  const auto read = [&](std::string_view name, std::optional<int64_t>& bound) {
+    if (!fields.has(name)) return;
+    bound = fields.required<int64_t>(name);
+    if (*bound < 0 || *bound > kMaxExtent)
+      throw Error::at(fields.place(name), "got {}, wanted 0 to {}", *bound, kMaxExtent);
+  };
+  read("left", p.window_left);
+  read("right", p.window_right);
+  fields.finish();
+  if (!p.window_left && !p.window_right) throw Error::at(place, "wanted a bound: left, right or both");
+}
+
 }  // namespace
+
+std::vector<std::string> features(const Problem& p) {
+  std::vector<std::string> names;
+  if (p.scale) names.emplace_back("scale");
+  if (p.window_left || p.window_right) names.emplace_back("window");
+  if (p.softcap > 0) names.emplace_back("softcap");
+  if (p.alibi != Alibi::none) names.emplace_back("alibi");
+  if (p.sinks) names.emplace_back("sinks");
+  return names;
+}
+
+Problem without(Problem p, const std::string& feature) {
+  if (feature == "scale") p.scale.reset();
+  if (feature == "window") p.window_left = p.window_right = std::nullopt;
+  if (feature == "softcap") p.softcap = 0;
+  if (feature == "alibi") p.alibi = Alibi::none;
+  if (feature == "sinks") p.sinks = false;
+  return p;
+}
 
 Problem problem_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
@@ -42,13 +85,12 @@ Problem problem_from_json(const Json& json, const std::string& place) {
     p.d_model = extent(fields, "d_model", p.query_heads * p.qk_head_dim);
     p.bias = fields.optional<bool>("bias", false);
   }
-  if (fields.has("scale")) {
-    p.scale = fields.required<double>("scale");
-    if (!(*p.scale > 0) || static_cast<double>(static_cast<float>(*p.scale)) != *p.scale) {
-      throw Error::at(fields.place("scale"), "got {}, wanted a positive number that f32 holds exactly", *p.scale);
-    }
-  }
+  if (fields.has("scale")) p.scale = exact_f32(fields, "scale");
   p.causal = fields.choice("causal", kCausals, Causal::none);
+  if (fields.has("window")) window_from_json(fields.at("window"), fields.place("window"), p);
+  if (fields.has("softcap")) p.softcap = exact_f32(fields, "softcap");
+  p.alibi = fields.choice("alibi", kAlibis, Alibi::none);
+  p.sinks = fields.optional<bool>("sinks", false);
   p.cache = fields.choice("cache", kCaches, CacheKind::none);
   if (p.cache != CacheKind::none) p.capacity = extent(fields, "capacity", 0);
   p.lse = fields.optional<bool>("lse", false);
@@ -71,6 +113,11 @@ Json to_json(const Problem& p) {
     json["bias"] = p.bias;
   }
   if (p.scale) json["scale"] = *p.scale;
+  if (p.window_left) json["window"]["left"] = *p.window_left;
+  if (p.window_right) json["window"]["right"] = *p.window_right;
+  if (p.softcap > 0) json["softcap"] = p.softcap;
+  if (p.alibi != Alibi::none) json["alibi"] = kAlibis[static_cast<size_t>(p.alibi)];
+  if (p.sinks) json["sinks"] = true;
   if (p.cache != CacheKind::none) {
     json["cache"] = kCaches[static_cast<size_t>(p.cache)];
     json["capacity"] = p.capacity;
@@ -87,6 +134,13 @@ std::string identity(const Problem& p) {
   if (p.level == Level::layer) text += fmt::format(" model{}{}", p.d_model, p.bias ? " bias" : "");
   if (p.causal != Causal::none) text += p.causal == Causal::top_left ? " causal-top-left" : " causal";
   if (p.scale) text += fmt::format(" scale{}", *p.scale);
+  if (p.window_left || p.window_right) {
+    const auto bound = [](const std::optional<int64_t>& b) { return b ? std::to_string(*b) : std::string("-"); };
+    text += fmt::format(" window{}:{}", bound(p.window_left), bound(p.window_right));
+  }
+  if (p.softcap > 0) text += fmt::format(" softcap{}", p.softcap);
+  if (p.alibi != Alibi::none) text += " alibi-" + kAlibis[static_cast<size_t>(p.alibi)];
+  if (p.sinks) text += " sinks";
   if (p.cache != CacheKind::none) text += fmt::format(" cache{}", p.capacity);
   if (p.lse) text += " lse";
   return text;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cases/dtype.h"
 #include "cases/json.h"
@@ -15,6 +16,7 @@ namespace attest {
 enum class Level : int { core, layer };
 enum class Causal : int { none, bottom_right, top_left };
 enum class CacheKind : int { none, contiguous };
+enum class Alibi : int { none, standard, slopes };
 
 struct Problem {
   Level level = Level::core;
@@ -27,6 +29,10 @@ struct Problem {
   int64_t d_model = 0;          ///< Layer level only.
   std::optional<double> scale;  ///< Absent: the real 1 / sqrt(qk_head_dim).
   Causal causal = Causal::none;
+  std::optional<int64_t> window_left, window_right;  ///< Keys further from the query's position are masked (clause M5).
+  double softcap = 0;                                ///< 0: none.
+  Alibi alibi = Alibi::none;
+  bool sinks = false;
   CacheKind cache = CacheKind::none;
   int64_t capacity = 0;  ///< Tokens a sequence's cache holds.
   bool bias = false;     ///< Layer level: the four projections have a bias.
@@ -34,6 +40,11 @@ struct Problem {
 
   [[nodiscard]] int64_t group() const { return query_heads / kv_heads; }
 };
+
+/// Names of the optional features that a problem uses: what a case must show to matter (golden/binding.h).
+std::vector<std::string> features(const Problem& problem);
+/// The same problem without one of its features.
+Problem without(Problem problem, const std::string& feature);
 
 /// Reads a problem; throws on anything that is not a legal one.
 Problem problem_from_json(const Json& json, const std::string& place);

@@ -36,6 +36,10 @@ class Base : public Recipe {
     normal(Role::value, token.origin, token.serial * problem_.kv_heads + kv_head, out);
   }
 
+  [[nodiscard]] float sink(int64_t head) const override {
+    return static_cast<float>(std::floor(stream(Role::sinks, 0).normal(static_cast<uint64_t>(head)) * 32.0F)) * 0x1p-4F;
+  }
+
  protected:
   [[nodiscard]] PhiloxStream stream(Role role, int64_t sequence) const {
     return {seed_, static_cast<uint32_t>(role) | static_cast<uint32_t>(sequence) << 8};
@@ -138,9 +142,10 @@ class Bits : public Base {
 /// other bit pattern costs 40 nats. By turns over heads and positions it asks for the last visible key (excluded by
 /// off-by-one masks and lengths), for the first *masked* key at a quarter of the amplitude in the bits that differ from
 /// the last visible one (a leak wins; without one the last visible key does, or shares with its nearest codes where
-/// four or more bits change), for a key anywhere in the history, and for the first one. Codes are sign-hashed per KV
-/// head, so a wrong head reads noise. Values of even codes are quiet (1/16), all others +-32 with position, head,
-/// sequence and generation in their signs: a failure shows which key was read.
+/// four or more bits change), for a visible key anywhere, and for the first visible one or, behind a window, the masked
+/// one before it in the same way. Codes are sign-hashed per KV head, so a wrong head reads noise. Values of even codes
+/// are quiet (1/16), all others +-32 with position, head, sequence and generation in their signs: a failure shows which
+/// key was read.
 class Needle : public Base {
  public:
   Needle(const Case& c, const Timeline& timeline, int64_t offset) : Base(c, timeline), offset_(offset) {
@@ -168,6 +173,10 @@ class Needle : public Base {
         break;
       case 3:
         target = row.begin;
+        if (row.begin > 0 && row.position % 2 == 1) {
+          target = row.begin - 1;
+          soft = code(row.begin - 1) ^ code(row.begin);
+        }
         break;
       default:
         break;
@@ -182,6 +191,12 @@ class Needle : public Base {
       const float weight = ((soft >> (channel % bits_)) & 1) != 0 ? amplitude_ / 4 : amplitude_;
       out[d] = weight * bit(target, channel) * sign(kv_head, channel, -1);
     }
+  }
+
+  /// Near the logit of a key that fits, so that the sink takes a share of it.
+  [[nodiscard]] float sink(int64_t head) const override {
+    const double fits = scale_ * static_cast<double>(amplitude_) * static_cast<double>(repeats_ * bits_);
+    return static_cast<float>(std::floor(fits)) + Base::sink(head) / 4;
   }
 
   void key(const Token& token, int64_t kv_head, std::span<float> out) const override {

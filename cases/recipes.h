@@ -18,6 +18,8 @@ class Recipe {
   virtual void query(const Row& row, int64_t head, std::span<float> out) const = 0;
   virtual void key(const Token& token, int64_t kv_head, std::span<float> out) const = 0;
   virtual void value(const Token& token, int64_t kv_head, std::span<float> out) const = 0;
+  /// A sink logit that weighs about as much as the keys.
+  [[nodiscard]] virtual float sink(int64_t head) const = 0;
 };
 
 bool has_recipe(const std::string& name);
@@ -36,6 +38,8 @@ enum class Role : uint32_t {
   k_weight = 17,
   v_weight = 18,
   out_weight = 19,
+  sinks = 24,
+  alibi_slopes = 25,
   q_bias = 20,
   k_bias = 21,
   v_bias = 22,

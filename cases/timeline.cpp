@@ -93,15 +93,14 @@ void apply(const Case& c, size_t index, State& state, Moment& moment) {
 }  // namespace
 
 KeyRange visible_keys(const Problem& problem, int64_t total, int64_t queries, int64_t index) {
-  switch (problem.causal) {
-    case Causal::none:
-      return {0, total};
-    case Causal::bottom_right:
-      return {0, std::clamp<int64_t>(total - queries + index + 1, 0, total)};
-    case Causal::top_left:
-      return {0, std::min(total, index + 1)};
-  }
-  return {0, total};
+  // Under top-left alignment rows count from the first key (M4, M5), else from the last one (M2).
+  const int64_t position = problem.causal == Causal::top_left ? index : total - queries + index;
+  KeyRange keys{0, problem.causal == Causal::none ? total : position + 1};
+  if (problem.window_left) keys.begin = position - *problem.window_left;
+  if (problem.window_right) keys.end = std::min(keys.end, position + *problem.window_right + 1);
+  keys.begin = std::clamp<int64_t>(keys.begin, 0, total);
+  keys.end = std::clamp<int64_t>(keys.end, keys.begin, total);
+  return keys;
 }
 
 Timeline play(const Case& c) {

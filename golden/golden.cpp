@@ -49,15 +49,7 @@ void add_inputs(SafetensorsWriter& writer, const Inputs& inputs) {
     tensors.emplace_back(fmt::format("input.step{}.key", i), &step.key);
     tensors.emplace_back(fmt::format("input.step{}.value", i), &step.value);
   }
-  const Weights& w = inputs.weights;
-  tensors.insert(tensors.end(), {{"input.q_weight", &w.q},
-                                 {"input.k_weight", &w.k},
-                                 {"input.v_weight", &w.v},
-                                 {"input.out_weight", &w.out},
-                                 {"input.q_bias", &w.q_bias},
-                                 {"input.k_bias", &w.k_bias},
-                                 {"input.v_bias", &w.v_bias},
-                                 {"input.out_bias", &w.out_bias}});
+  for (const auto& [name, tensor] : named(inputs.weights)) tensors.emplace_back(std::string("input.") + name, tensor);
   for (const auto& [name, tensor] : tensors) bytes += tensor->data.size() * sizeof(float);
   if (bytes > kStoredInputs) return;
   for (const auto& [name, tensor] : tensors) {

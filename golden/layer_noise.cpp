@@ -21,6 +21,11 @@ double portable_exp(double x) {
   return std::ldexp(sum, static_cast<int>(k));
 }
 
+double portable_tanh(double x) {
+  const double e = portable_exp(-2 * std::fabs(x));
+  return std::copysign((1 - e) / (1 + e), x);
+}
+
 /// ln for x >= 1, by Newton steps on portable_exp.
 double portable_log(double x) {
   double y = static_cast<double>(std::ilogb(x)) * 0.6931471805599453;
@@ -88,7 +93,8 @@ class NoisyLayer {
         bk_(widen(inputs.weights.k_bias)),
         bv_(widen(inputs.weights.v_bias)),
         bo_(widen(inputs.weights.out_bias)),
-        scale_(p_.scale.value_or(1 / std::sqrt(static_cast<double>(p_.qk_head_dim)))) {}
+        scale_(p_.scale.value_or(1 / std::sqrt(static_cast<double>(p_.qk_head_dim)))),
+        slopes_(alibi_slopes()) {}
 
   std::vector<LayerSpread::Step> run(const Timeline& timeline, uint64_t seed) {
     Noise noise(seed);
@@ -117,6 +123,18 @@ class NoisyLayer {
     std::vector<double> k, v;
   };
 
+  [[nodiscard]] std::vector<double> alibi_slopes() const {
+    if (p_.alibi != Alibi::standard) return widen(inputs_.weights.alibi_slopes);
+    int64_t n = 1;
+    while (2 * n <= p_.query_heads) n *= 2;
+    std::vector<double> slopes;
+    for (int64_t h = 0; h < p_.query_heads; ++h) {
+      const int64_t numerator = h < n ? 8 * (h + 1) : 4 * (2 * (h - n) + 1);
+      slopes.push_back(portable_exp(-0.6931471805599453 * static_cast<double>(numerator) / static_cast<double>(n)));
+    }
+    return slopes;
+  }
+
   std::vector<double> project(const Dense<float>& x, int64_t token, const std::vector<double>& w,
                               const std::vector<double>& bias, Noise& noise) const {
     const auto width = static_cast<size_t>(p_.d_model);
@@ -141,22 +159,31 @@ class NoisyLayer {
     std::vector<double> heads(static_cast<size_t>(p_.query_heads) * dv);
     for (size_t h = 0; h < static_cast<size_t>(p_.query_heads); ++h) {
       const size_t kv = h / static_cast<size_t>(p_.group());
+      const double sink = p_.sinks ? static_cast<double>(inputs_.weights.sinks.data[h]) : -INFINITY;
       if (keys.empty()) {
-        step.lse.push_back(-INFINITY);
+        step.lse.push_back(sink);
         continue;
       }
       std::vector<double> weight(keys.size());
-      double largest = -INFINITY;
+      double largest = sink;
       for (size_t j = 0; j < keys.size(); ++j) {
         weight[j] = noise.rounded(noise.dot(q.data() + h * dk, keys[j]->k.data() + kv * dk, dk, 0) * scale_, 2);
+        if (p_.softcap > 0)
+          weight[j] = noise.rounded(p_.softcap * portable_tanh(noise.rounded(weight[j] / p_.softcap)), 3);
+        if (!slopes_.empty()) {
+          const auto distance = static_cast<double>(std::llabs(row.position - row.begin - static_cast<int64_t>(j)));
+          weight[j] = noise.rounded(weight[j] - noise.rounded(slopes_[h] * distance, 2));
+        }
         largest = std::max(largest, weight[j]);
       }
-      double sum = 0;
+      // The argument of exp is rounded by the subtraction, and once more where exp2 is used; exp itself errs by an ulp.
+      const auto exponential = [&](double logit) {
+        return noise.rounded(portable_exp(logit - largest + kUnit * std::fabs(logit - largest) * noise.draw()), 2);
+      };
+      double sum = p_.sinks ? exponential(noise.rounded(sink)) : 0;
       double variance = 0;
       for (double& w : weight) {
-        // The argument of exp is rounded by the subtraction, and once more where exp2 is used; exp itself errs by an
-        // ulp.
-        w = noise.rounded(portable_exp(w - largest + kUnit * std::fabs(w - largest) * noise.draw()), 2);
+        w = exponential(w);
         sum += w;
         variance += sum * sum;
       }
@@ -184,6 +211,7 @@ class NoisyLayer {
   const Inputs& inputs_;
   std::vector<double> wq_, wk_, wv_, wo_, bq_, bk_, bv_, bo_;
   double scale_;
+  std::vector<double> slopes_;
 };
 
 }  // namespace

@@ -20,6 +20,7 @@ MadeGolden make_golden(const Case& c) {
   const Timeline timeline = play(c);
   const Inputs inputs = generate_inputs(c, timeline);
   OracleResult result = compute_golden(c, timeline, inputs);
+  check_binding(c, inputs, result.golden);
   MadeGolden made;
   made.c = &c;
   made.bytes = encode(c, inputs, result.golden);

@@ -16,6 +16,7 @@ namespace attest {
 namespace {
 
 constexpr double kUnit = 0x1p-24;
+constexpr double kSmallestNormal = 0x1p-126;
 constexpr std::array<slong, 3> kPrecisions{128, 256, 512};
 
 /// A ball rounded to a double, and what that proves.
@@ -76,7 +77,14 @@ bool is_power_of_two(double x) {
 class Oracle {
  public:
   Oracle(const Case& c, const Timeline& timeline, const Inputs& inputs, const LayerSpread* spread, slong precision)
-      : c_(c), p_(c.problem), timeline_(timeline), inputs_(inputs), spread_(spread), precision_(precision), scale_(1) {
+      : c_(c),
+        p_(c.problem),
+        timeline_(timeline),
+        inputs_(inputs),
+        spread_(spread),
+        precision_(precision),
+        scale_(1),
+        cap_(1) {
     // A1: the real 1 / sqrt(Dk), or exactly the given value.
     if (p_.scale) {
       arb_set_d(scale_[0], *p_.scale);
@@ -84,6 +92,8 @@ class Oracle {
       arb_set_ui(scale_[0], static_cast<ulong>(p_.qk_head_dim));
       arb_rsqrt(scale_[0], scale_[0], precision_);
     }
+    arb_set_d(cap_[0], p_.softcap);
+    if (p_.alibi != Alibi::none) slopes_ = alibi_slopes();
     const Weights& w = inputs.weights;
     wq_ = exact(w.q.data);
     wk_ = exact(w.k.data);
@@ -122,7 +132,8 @@ class Oracle {
     if (p_.lse) step.lse.shape = {count, p_.query_heads};
 
     // Rows of one sequence share their keys and values; gather those once per KV head.
-    std::vector<Balls> heads;  // per row, layer level: the concatenated head outputs
+    std::vector<Balls> heads;                  // per row, layer level: the concatenated head outputs
+    std::vector<std::vector<double>> reaches;  // and for each of their channels the sum of all |v|
     std::vector<std::vector<std::pair<Rounded, double>>> outputs(rows.size()), lses(rows.size());
     for (size_t first = 0; first < rows.size();) {
       size_t last = first;
@@ -132,12 +143,13 @@ class Oracle {
       for (size_t r = first; r < last; ++r) {
         queries.push_back(query(s, moment.rows[rows[r]]));
         heads.emplace_back(layer ? static_cast<size_t>(p_.query_heads * p_.v_head_dim) : 0);
+        reaches.emplace_back(heads.back().size());
       }
       for (int64_t kv = 0; kv < p_.kv_heads; ++kv) {
         const History history(*this, moment.tokens[static_cast<size_t>(sequence)], kv);
         for (size_t r = first; r < last; ++r) {
           for (int64_t h = kv * p_.group(); h < (kv + 1) * p_.group(); ++h) {  // A4
-            attend_row(history, moment.rows[rows[r]], queries[r - first], h, heads[r], outputs[r], lses[r]);
+            attend_row(history, moment.rows[rows[r]], queries[r - first], h, heads[r], reaches[r], outputs[r], lses[r]);
           }
         }
       }
@@ -147,7 +159,7 @@ class Oracle {
       const Row& row = moment.rows[rows[r]];
       step.rows.push_back(static_cast<int32_t>(row.sequence));
       step.rows.push_back(static_cast<int32_t>(row.index));
-      if (layer) project_out(s, r, heads[r], outputs[r]);
+      if (layer) project_out(s, r, heads[r], reaches[r], outputs[r]);
       for (const auto& [value, allowed] : outputs[r]) store(step.output, value, allowed);
       for (size_t h = 0; h < lses[r].size(); ++h) {
         double allowed = lses[r][h].second;
@@ -216,6 +228,24 @@ class Oracle {
     }
   }
 
+  /// B1: the given slopes, or 2^(-8 (h + 1) / n) for the first n heads, n being the largest power of two up to Hq, and
+  /// 2^(-4 (2 (h - n) + 1) / n) for the rest.
+  [[nodiscard]] Balls alibi_slopes() const {
+    if (p_.alibi == Alibi::slopes) return exact(inputs_.weights.alibi_slopes.data);
+    int64_t n = 1;
+    while (2 * n <= p_.query_heads) n *= 2;
+    Balls slopes(static_cast<size_t>(p_.query_heads)), exponent(1);
+    for (int64_t h = 0; h < p_.query_heads; ++h) {
+      const int64_t numerator = h < n ? -8 * (h + 1) : -4 * (2 * (h - n) + 1);
+      arb_set_si(exponent[0], numerator);
+      arb_div_si(exponent[0], exponent[0], n, precision_);
+      Balls two(1);
+      arb_set_ui(two[0], 2);
+      arb_pow(slopes[static_cast<size_t>(h)], two[0], exponent[0], precision_);
+    }
+    return slopes;
+  }
+
   /// A query's heads, [Hq * Dk]. L1, L2.
   [[nodiscard]] Balls query(size_t s, const Row& row) const {
     const Dense<float>& x = inputs_.steps[s].query;
@@ -260,35 +290,61 @@ class Oracle {
 
   /// A2, A3, A6 for one row and query head; M1 to M4 by row.begin and row.end.
   void attend_row(const History& history, const Row& row, const Balls& q, int64_t head, Balls& concatenated,
-                  std::vector<std::pair<Rounded, double>>& outputs, std::vector<std::pair<Rounded, double>>& lses) {
+                  std::vector<double>& reach, std::vector<std::pair<Rounded, double>>& outputs,
+                  std::vector<std::pair<Rounded, double>>& lses) {
     const auto dk = static_cast<size_t>(p_.qk_head_dim);
     const auto dv = static_cast<size_t>(p_.v_head_dim);
     const auto begin = static_cast<size_t>(row.begin);
     const size_t n = static_cast<size_t>(row.end) - begin;
     const bool layer = p_.level == Level::layer;
     if (n == 0) {  // M7
-      Rounded minus_infinity;
-      minus_infinity.value = -std::numeric_limits<double>::infinity();
-      lses.emplace_back(minus_infinity, 0);
+      Rounded nothing;
+      nothing.value = p_.sinks ? static_cast<double>(inputs_.weights.sinks.data[static_cast<size_t>(head)])
+                               : -std::numeric_limits<double>::infinity();
+      lses.emplace_back(nothing, kUnit * std::fabs(p_.sinks ? nothing.value : 0));
       if (!layer) outputs.insert(outputs.end(), dv, {Rounded{}, 0});
       return;
     }
     arb_srcptr query_head = q[static_cast<size_t>(head) * dk];
-    Balls logits(n);
-    std::vector<double> logit(n), magnitude(n), weight(n);
+    Balls logits(n), biases(1);
+    std::vector<double> logit(n), dot(n), bias(p_.alibi == Alibi::none ? 0 : n), magnitude(n), weight(n);
     for (size_t j = 0; j < n; ++j) {
       arb_dot(logits[j], nullptr, 0, query_head, 1, history.keys[begin + j], 1, static_cast<slong>(dk), precision_);
       arb_mul(logits[j], logits[j], scale_[0], precision_);
+      dot[j] = middle(logits[j]);
+      if (p_.softcap > 0) {  // A5
+        arb_div(logits[j], logits[j], cap_[0], precision_);
+        arb_tanh(logits[j], logits[j], precision_);
+        arb_mul(logits[j], logits[j], cap_[0], precision_);
+      }
+      if (!bias.empty()) {  // B1
+        const int64_t distance = std::llabs(row.position - (row.begin + static_cast<int64_t>(j)));
+        arb_mul_si(biases[0], slopes_[static_cast<size_t>(head)], -static_cast<slong>(distance), precision_);
+        arb_add(logits[j], logits[j], biases[0], precision_);
+        bias[j] = middle(biases[0]);
+      }
       logit[j] = middle(logits[j]);
     }
     const size_t top = static_cast<size_t>(std::max_element(logit.begin(), logit.end()) - logit.begin());
     Balls shift(1), sum(1), weights(n);
     arb_set(shift[0], logits[top]);
+    const double sink =
+        p_.sinks ? static_cast<double>(inputs_.weights.sinks.data[static_cast<size_t>(head)]) : -INFINITY;
+    if (sink > logit[top]) arb_set_d(shift[0], sink);
     mag_zero(arb_radref(shift[0]));  // any common shift is exact mathematics, so it needs no radius
     for (size_t j = 0; j < n; ++j) {
       arb_sub(weights[j], logits[j], shift[0], precision_);
       arb_exp(weights[j], weights[j], precision_);
       arb_add(sum[0], sum[0], weights[j], precision_);
+    }
+    double sink_share = 0;
+    if (p_.sinks) {  // S1
+      Balls share(1);
+      arb_set_d(share[0], sink);
+      arb_sub(share[0], share[0], shift[0], precision_);
+      arb_exp(share[0], share[0], precision_);
+      arb_add(sum[0], sum[0], share[0], precision_);
+      sink_share = middle(share[0]);
     }
     Balls lse(1);
     arb_log(lse[0], sum[0], precision_);
@@ -297,10 +353,13 @@ class Oracle {
 
     const double total = middle(sum[0]);
     for (size_t j = 0; j < n; ++j) weight[j] = middle(weights[j]) / total;
-    RowTerms terms{logit, logit, magnitude, weight, logit[top], p_.qk_head_dim, false};
+    const double largest = middle(shift[0]);
+    RowTerms terms{
+        logit,          bias, dot, magnitude, weight, largest, p_.softcap, p_.sinks ? sink : 0, sink_share / total,
+        p_.qk_head_dim, false};
     if (!layer) terms.exact_dots = dot_terms(history, query_head, begin, magnitude);
     const RowTolerance tolerance(terms, p_.dtype);
-    lses.emplace_back(round_ball(lse[0], std::fabs(logit[top]) + log_sum, precision_),
+    lses.emplace_back(round_ball(lse[0], std::fabs(largest) + log_sum, precision_),
                       tolerance.lse(middle(lse[0]), log_sum));
 
     Balls out(1);
@@ -308,11 +367,13 @@ class Oracle {
       arb_dot(out[0], nullptr, 0, weights[0], 1, &history.values[d * history.size + begin], 1, static_cast<slong>(n),
               precision_);
       arb_div(out[0], out[0], sum[0], precision_);
+      const double* v = history.value_doubles.data() + begin * dv + d;
       if (layer) {  // L3: heads side by side
-        arb_set(concatenated[static_cast<size_t>(head) * dv + d], out[0]);
+        const size_t channel = static_cast<size_t>(head) * dv + d;
+        arb_set(concatenated[channel], out[0]);
+        for (size_t j = 0; j < n; ++j) reach[channel] += std::fabs(v[j * dv]);
         continue;
       }
-      const double* v = history.value_doubles.data() + begin * dv + d;
       double terms_size = 0;
       for (size_t j = 0; j < n; ++j) terms_size += weight[j] * std::fabs(v[j * dv]);
       const Rounded value = round_ball(out[0], terms_size, precision_);
@@ -347,16 +408,22 @@ class Oracle {
     return all_exact;
   }
 
-  /// L3: y = Wo concat(heads) + bo, with the Monte Carlo bound.
-  void project_out(size_t s, size_t r, const Balls& heads, std::vector<std::pair<Rounded, double>>& outputs) {
+  /// L3: y = Wo concat(heads) + bo, with the Monte Carlo bound, and for weights that are flushed to zero.
+  void project_out(size_t s, size_t r, const Balls& heads, const std::vector<double>& reach,
+                   std::vector<std::pair<Rounded, double>>& outputs) {
     const Balls y = project(wo_, bo_, heads);
     for (size_t o = 0; o < y.size(); ++o) {
       double terms = bo_.size() > 0 ? std::fabs(middle(bo_[o])) : 0;
-      for (size_t i = 0; i < heads.size(); ++i)
-        terms += std::fabs(middle(wo_[o * heads.size() + i]) * middle(heads[i]));
+      double flushed = 0;
+      for (size_t i = 0; i < heads.size(); ++i) {
+        const double weight = std::fabs(middle(wo_[o * heads.size() + i]));
+        terms += weight * std::fabs(middle(heads[i]));
+        flushed += kSmallestNormal * weight * reach[i];
+      }
       const Rounded value = round_ball(y[o], terms, precision_);
       const double spread = spread_->steps[s].output[r * y.size() + o];
-      outputs.emplace_back(value, kUnit * std::fabs(value.value) + 8 * spread + info(p_.dtype).half_subnormal);
+      outputs.emplace_back(value,
+                           kUnit * std::fabs(value.value) + 8 * spread + flushed + info(p_.dtype).half_subnormal);
     }
   }
 
@@ -376,7 +443,7 @@ class Oracle {
   const Inputs& inputs_;
   const LayerSpread* spread_;
   slong precision_;
-  Balls scale_, wq_, wk_, wv_, wo_, bq_, bk_, bv_, bo_;
+  Balls scale_, cap_, slopes_, wq_, wk_, wv_, wo_, bq_, bk_, bv_, bo_;
   std::map<std::pair<int64_t, int64_t>, KeyValue> history_;  ///< By (origin, serial).
   OracleResult* result_ = nullptr;
   bool decided_ = true;
@@ -385,7 +452,7 @@ class Oracle {
 }  // namespace
 
 std::string oracle_version() {
-  return "2";
+  return "3";
 }
 
 OracleResult compute_golden(const Case& c, const Timeline& timeline, const Inputs& inputs) {
@@ -398,6 +465,42 @@ OracleResult compute_golden(const Case& c, const Timeline& timeline, const Input
     if (oracle.run(result)) break;
   }
   return result;
+}
+
+void check_binding(const Case& c, const Inputs& inputs, const Golden& golden) {
+  constexpr double kBinding = 100;
+  for (const std::string& feature : features(c.problem)) {
+    Case other = c;
+    other.problem = without(c.problem, feature);
+    const Timeline timeline = play(other);
+    // Only values are compared, so no allowed errors are needed: all spreads are 0.
+    LayerSpread none;
+    for (const Moment& moment : timeline) {
+      const size_t rows = moment.rows.empty() ? 0 : checked_rows(other, moment).size();
+      none.steps.push_back({std::vector<double>(rows * static_cast<size_t>(c.problem.d_model)),
+                            std::vector<double>(rows * static_cast<size_t>(c.problem.query_heads))});
+    }
+    OracleResult result;
+    Oracle(other, timeline, inputs, &none, kPrecisions[0]).run(result);
+    double change = 0;
+    const auto compare = [&](const GoldenTensor& with, const GoldenTensor& off) {
+      for (size_t i = 0; i < with.value.size(); ++i) {
+        if (with.value[i] == off.value[i]) continue;  // equal infinities too
+        change = std::max(change, std::fabs(with.value[i] - off.value[i]) / static_cast<double>(with.allowed[i]));
+      }
+    };
+    for (size_t s = 0; s < golden.steps.size(); ++s) {
+      compare(golden.steps[s].output, result.golden.steps[s].output);
+      compare(golden.steps[s].lse, result.golden.steps[s].lse);
+    }
+    if (!(change > kBinding)) {
+      throw Error::at(
+          fmt::format("{}: {}", c.file.string(), c.id),
+          "the feature \"{}\" does not matter: without it no element changes by more than {:.3g} times its allowed "
+          "error, wanted {}",
+          feature, change, kBinding);
+    }
+  }
 }
 
 void release_oracle_thread() {

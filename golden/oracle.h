@@ -20,6 +20,10 @@ struct OracleResult {
 /// Computes every checked element of a case, with as many bits as its proof takes.
 OracleResult compute_golden(const Case& c, const Timeline& timeline, const Inputs& inputs);
 
+/// Throws unless every feature of the case matters to it: without the feature, and with the same inputs, some checked
+/// element would differ by more than 100 times its allowed error. A case that fails this tests nothing that it claims.
+void check_binding(const Case& c, const Inputs& inputs, const Golden& golden);
+
 /// Gives back what Arb caches per thread; call before a thread that used the oracle ends.
 void release_oracle_thread();
 

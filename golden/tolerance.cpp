@@ -10,7 +10,8 @@ namespace attest {
 namespace {
 
 constexpr double kUnit = 0x1p-24;  // accumulation is f32 whatever the storage
-constexpr double kSpread = 4;      // lambda: standard deviations of a random walk
+constexpr double kSmallestNormal = 0x1p-126;
+constexpr double kSpread = 4;  // lambda: standard deviations of a random walk
 
 }  // namespace
 
@@ -36,10 +37,21 @@ RowTolerance::RowTolerance(const RowTerms& terms, DType dtype)
   const double dot_growth = terms.exact_dots ? 0 : sum_growth(terms.head_dim);
   for (size_t j = 0; j < n; ++j) {
     const double s = terms.logit[j];
-    const double bias = s - terms.dot[j];
-    logit_error_.push_back(kUnit * (dot_growth * terms.magnitude[j] + 2 * std::fabs(terms.dot[j]) +
-                                    2 * std::fabs(bias) + 2 * std::fabs(s) + 3 * std::fabs(s - terms.largest) + 4));
+    const double bias = terms.bias.empty() ? 0 : terms.bias[j];
+    // The cap flattens what is wrong with the dot product, and adds the error of a tanh that may be absolute, not
+    // relative, when it is computed through exp.
+    double slope = 1;
+    double capping = 0;
+    if (terms.softcap > 0) {
+      const double saturation = (s - bias) / terms.softcap;
+      slope = 1 - saturation * saturation;
+      capping = slope * 2 * std::fabs(terms.dot[j]) + 4 * terms.softcap;
+    }
+    logit_error_.push_back(kUnit * (slope * (dot_growth * terms.magnitude[j] + 2 * std::fabs(terms.dot[j])) + capping +
+                                    4 * std::fabs(bias) + 2 * std::fabs(s) + 3 * std::fabs(s - terms.largest) + 4));
   }
+  sink_error_ = terms.sink_weight * kUnit *
+                (2 * std::fabs(terms.sink_logit) + 3 * std::fabs(terms.sink_logit - terms.largest) + 4);
   // Equal logits make rounding errors coherent: number the groups, and let the sums grow linearly if they dominate.
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -57,13 +69,15 @@ RowTolerance::RowTolerance(const RowTerms& terms, DType dtype)
 }
 
 double RowTolerance::output(const double* v, size_t stride, double o) const {
-  double absolute = 0;  // W
-  double from_logits = 0;
+  double absolute = 0;                              // W
+  double from_logits = sink_error_ * std::fabs(o);  // the sink is a key whose value is 0
+  double reach = 0;
   for (size_t j = 0; j < weight_.size(); ++j) {
+    reach += std::fabs(v[j * stride]);
     absolute += weight_[j] * std::fabs(v[j * stride]);
     from_logits += weight_[j] * std::fabs(v[j * stride] - o) * logit_error_[j];
   }
-  double from_weights = 0;
+  double from_weights = kSmallestNormal * reach;  // weights below it may be flushed to zero
   if (stores_weights_) {
     std::vector<double> sums(group_.empty() ? 0
                                             : static_cast<size_t>(*std::max_element(group_.begin(), group_.end())) + 1);
@@ -75,15 +89,15 @@ double RowTolerance::output(const double* v, size_t stride, double o) const {
     double grouped = 0;  // Q squared
     for (const double sum : sums) grouped += sum * sum;
     const auto n = static_cast<double>(weight_.size());
-    from_weights = std::min(unit_ * (std::fabs(o) + kSpread * std::sqrt(grouped)), unit_ * (absolute + std::fabs(o))) +
-                   half_subnormal_ * std::min(kSpread * std::sqrt(squares), std::sqrt(n * squares));
+    from_weights += std::min(unit_ * (std::fabs(o) + kSpread * std::sqrt(grouped)), unit_ * (absolute + std::fabs(o))) +
+                    half_subnormal_ * std::min(kSpread * std::sqrt(squares), std::sqrt(n * squares));
   }
   const double from_sums = (growth_ + 8) * kUnit * (absolute + std::fabs(o));
   return unit_ * std::fabs(o) + half_subnormal_ + from_weights + from_logits + from_sums;
 }
 
 double RowTolerance::lse(double lse, double log_sum) const {
-  double from_logits = 0;
+  double from_logits = sink_error_;
   for (size_t j = 0; j < weight_.size(); ++j) from_logits += weight_[j] * logit_error_[j];
   return kUnit * std::fabs(lse) + from_logits + (growth_ + 8) * kUnit +
          2 * kUnit * (std::fabs(largest_) + std::fabs(log_sum));

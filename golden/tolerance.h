@@ -13,11 +13,15 @@ namespace attest {
 
 /// One attention row in the terms of spec/tolerance.md; spans run over its visible keys.
 struct RowTerms {
-  std::span<const double> logit;      ///< s_j: scaled (and biased) logits.
+  std::span<const double> logit;      ///< s_j: what the softmax sees, after cap and bias.
+  std::span<const double> bias;       ///< What was added after the cap.
   std::span<const double> dot;        ///< scale * q.k_j
   std::span<const double> magnitude;  ///< A_j = scale * sum_d |q_d k_jd|
   std::span<const double> weight;     ///< p_j
-  double largest = 0;                 ///< m = max_j s_j
+  double largest = 0;                 ///< m = max_j s_j, the sink included
+  double softcap = 0;                 ///< 0: none.
+  double sink_logit = 0;              ///< Of a row with a sink ...
+  double sink_weight = 0;             ///< ... and the share of the sum that it takes; 0 without one.
   int64_t head_dim = 0;
   bool exact_dots = false;  ///< Every dot product is exact in f32 in any order (exact-dot rule).
 };
@@ -33,6 +37,7 @@ class RowTolerance {
 
  private:
   std::vector<double> weight_, logit_error_;  ///< p_j and epsilon_j
+  double sink_error_ = 0;                     ///< p_sink * epsilon_sink
   std::vector<int64_t> group_;                ///< Keys of exactly equal logits share a number.
   double largest_, growth_, unit_, half_subnormal_;
   bool stores_weights_;  ///< P may be kept in the output's dtype (16-bit, class F).

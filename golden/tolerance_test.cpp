@@ -18,7 +18,8 @@ double allowed(const std::vector<double>& logit, const std::vector<double>& v, i
   for (const double s : logit) weight.push_back(std::exp(s - largest) / sum);
   for (size_t j = 0; j < v.size(); ++j) o += weight[j] * v[j];
   std::vector<double> magnitude(logit.size(), 10);
-  return RowTolerance({logit, logit, magnitude, weight, largest, head_dim, exact}, dtype).output(v.data(), 1, o);
+  return RowTolerance({logit, {}, logit, magnitude, weight, largest, 0, 0, 0, head_dim, exact}, dtype)
+      .output(v.data(), 1, o);
 }
 
 }  // namespace

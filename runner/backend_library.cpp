@@ -160,8 +160,20 @@ attest_problem abi_problem(const Problem& problem) {
       p.causal = ATTEST_CAUSAL_TOP_LEFT;
       break;
   }
-  p.window_left = -1;
-  p.window_right = -1;
+  p.window_left = problem.window_left.value_or(-1);
+  p.window_right = problem.window_right.value_or(-1);
+  p.softcap = problem.softcap;
+  switch (problem.alibi) {
+    case Alibi::none:
+      p.alibi = ATTEST_ALIBI_NONE;
+      break;
+    case Alibi::standard:
+      p.alibi = ATTEST_ALIBI_STANDARD;
+      break;
+    case Alibi::slopes:
+      p.alibi = ATTEST_ALIBI_SLOPES;
+      break;
+  }
   p.wants_lse = problem.lse ? 1 : 0;
   switch (problem.cache) {
     case CacheKind::none:

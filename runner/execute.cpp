@@ -90,15 +90,7 @@ struct Executor::Session {
   void lay_out() {
     const Problem& p = c.problem;
     const bool layer = p.level == Level::layer;
-    const Weights& w = inputs.weights;
-    for (const auto& [name, tensor] : {std::pair{"q_weight", &w.q},
-                                       {"k_weight", &w.k},
-                                       {"v_weight", &w.v},
-                                       {"out_weight", &w.out},
-                                       {"q_bias", &w.q_bias},
-                                       {"k_bias", &w.k_bias},
-                                       {"v_bias", &w.v_bias},
-                                       {"out_bias", &w.out_bias}}) {
+    for (const auto& [name, tensor] : named(inputs.weights)) {
       if (!tensor->data.empty()) weights.emplace_back(&arena.add(name, p.dtype, tensor->shape), tensor);
     }
     if (p.cache != CacheKind::none) {

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <limits>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <stdexcept>
 
@@ -27,15 +29,16 @@ struct Matrix {
   std::int64_t leading;
 };
 
-/// `count` tokens of one head as a matrix: in place where sgemm can read them so, else copied to `space`.
-Matrix head_matrix(const Tokens<const float>& tokens, std::int64_t b, std::int64_t head, std::int64_t count,
-                   float* space) {
+/// `count` tokens of one head, from `first` on, as a matrix: in place where sgemm can read them so, else copied to
+/// `space`.
+Matrix head_matrix(const Tokens<const float>& tokens, std::int64_t b, std::int64_t head, std::int64_t first,
+                   std::int64_t count, float* space) {
   const std::int64_t width = tokens.width;
   if (tokens.channels_adjacent() && (tokens.token >= width || count == 1)) {
-    return {tokens.at(b, 0, head), std::max(tokens.token, width)};
+    return {tokens.at(b, first, head), std::max(tokens.token, width)};
   }
   for (std::int64_t t = 0; t < count; ++t) {
-    const float* const from = tokens.at(b, t, head);
+    const float* const from = tokens.at(b, first + t, head);
     for (std::int64_t c = 0; c < width; ++c) space[t * width + c] = from[c * tokens.channel];
   }
   return {space, width};
@@ -59,21 +62,13 @@ Attention::Attention(const attest_problem& problem, int threads)
       group_(problem.query_heads / problem.kv_heads),
       qk_dim_(problem.qk_head_dim),
       v_dim_(problem.v_head_dim),
-      causal_(problem.causal),
+      problem_(problem),
+      slopes_(abi::alibi_slopes(problem)),
       scale_(static_cast<float>(problem.scale != 0 ? problem.scale
                                                    : 1 / std::sqrt(static_cast<double>(problem.qk_head_dim)))),
-      scratch_(static_cast<std::size_t>(threads)) {}
-
-/// How many keys, from the first on, a query sees.
-std::int64_t Attention::visible(std::int64_t query, std::int64_t queries, std::int64_t total) const {
-  switch (causal_) {
-    case ATTEST_CAUSAL_BOTTOM_RIGHT:
-      return std::clamp<std::int64_t>(total - queries + query + 1, 0, total);
-    case ATTEST_CAUSAL_TOP_LEFT:
-      return std::min(query + 1, total);
-    default:
-      return total;
-  }
+      softcap_(static_cast<float>(problem.softcap)),
+      scratch_(static_cast<std::size_t>(threads)) {
+  if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
 }
 
 void Attention::run(const Tokens<const float>& query, const Tokens<const float>& key, const Tokens<const float>& value,
@@ -98,7 +93,7 @@ void Attention::run(const Tokens<const float>& query, const Tokens<const float>&
   }
   if (tasks.empty()) return;
   // Causal: the last queries see the most keys. Starting with them leaves the short tasks for the end.
-  if (causal_ != ATTEST_CAUSAL_NONE) {
+  if (problem_.causal != ATTEST_CAUSAL_NONE) {
     std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
   }
   const auto count = static_cast<std::int64_t>(tasks.size());
@@ -118,11 +113,27 @@ void Attention::run(const Tokens<const float>& query, const Tokens<const float>&
   if (failed) throw std::runtime_error("dnnl_sgemm refused a product");
 }
 
+/// In place, for the keys of one row: scaled, capped, and biased by their distance. `to_query` is the distance of the
+/// first one to the query, in keys.
+void Attention::cap_and_bias(float* logits, std::int64_t count, std::int64_t to_query, std::int64_t head) const {
+  for (std::int64_t j = 0; j < count; ++j) {
+    float logit = scale_ * logits[j];
+    if (softcap_ > 0) logit = softcap_ * std::tanh(logit / softcap_);
+    if (!slopes_.empty()) {
+      logit -= slopes_[static_cast<std::size_t>(head)] * static_cast<float>(std::abs(to_query - j));
+    }
+    logits[j] = logit;
+  }
+}
+
 /// False if a product failed.
 bool Attention::attend(const Step& step, const Task& task, Scratch& scratch) const {
   const std::int64_t b = task.sequence, total = step.total[b], queries = step.queries[b];
   const std::int64_t rows = task.count * group_, first_head = task.kv_head * group_;
-  const std::int64_t keys = visible(task.first + task.count - 1, queries, total);  // The last query sees the most.
+  // The block's products go over the keys that any of its queries sees: from the first one's to the last one's.
+  const std::int64_t start = abi::visible_keys(problem_, task.first, queries, total).begin;
+  const std::int64_t end = abi::visible_keys(problem_, task.first + task.count - 1, queries, total).end;
+  const std::int64_t keys = std::max<std::int64_t>(end - start, 0);
   // A leading dimension of a power of two would put all rows into the same few cache sets.
   const std::int64_t leading = (keys + 15) / 16 * 16 + 16;
   float* const scores = scratch.get(0);
@@ -146,7 +157,7 @@ bool Attention::attend(const Step& step, const Task& task, Scratch& scratch) con
   }
 
   if (keys > 0) {
-    const Matrix key = head_matrix(step.key, b, task.kv_head, keys, key_space);
+    const Matrix key = head_matrix(step.key, b, task.kv_head, start, keys, key_space);
     // The scale waits for the softmax: sgemm would round it into every element before the products.
     if (dnnl::sgemm('N', 'T', rows, keys, qk_dim_, 1.0f, query.data, query.leading, key.data, key.leading, 0.0f, scores,
                     leading) != dnnl::status::success) {
@@ -155,13 +166,24 @@ bool Attention::attend(const Step& step, const Task& task, Scratch& scratch) con
   }
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::int64_t i = task.first + r / group_, h = first_head + r % group_;
-    const RowSum row = exponentials(scores + r * leading, visible(i, queries, total), keys, scale_);
+    const abi::KeyRange seen = abi::visible_keys(problem_, i, queries, total);
+    float* const logits = scores + r * leading;
+    const std::int64_t before = std::min(seen.begin - start, keys), visible = seen.end - seen.begin;
+    std::fill(logits, logits + before, 0.0f);
+    float scale = scale_;
+    if (softcap_ > 0 || !slopes_.empty()) {
+      cap_and_bias(logits + before, visible, total - queries + i - seen.begin, h);
+      scale = 1;
+    }
+    const float sink = sinks_ ? (*sinks_)(h) : -std::numeric_limits<float>::infinity();
+    RowSum row = exponentials(logits + before, visible, keys - before, scale, sink);
+    if (sinks_) row.sum += std::exp(static_cast<double>(sink) - static_cast<double>(row.largest));
     sums[r] = static_cast<float>(row.sum);
     if (step.lse != nullptr)
       (*step.lse)(b, h, i) = static_cast<float>(static_cast<double>(row.largest) + std::log(row.sum));
   }
   if (keys > 0) {
-    const Matrix value = head_matrix(step.value, b, task.kv_head, keys, value_space);
+    const Matrix value = head_matrix(step.value, b, task.kv_head, start, keys, value_space);
     if (dnnl::sgemm('N', 'N', rows, v_dim_, keys, 1.0f, scores, leading, value.data, value.leading, 0.0f, blend,
                     v_dim_) != dnnl::status::success) {
       return false;
@@ -169,7 +191,8 @@ bool Attention::attend(const Step& step, const Task& task, Scratch& scratch) con
   }
   for (std::int64_t r = 0; r < rows; ++r) {
     float* const to = step.output.at(b, task.first + r / group_, first_head + r % group_);
-    const bool empty = sums[r] == 0;  // No visible key: the row of scores is all zeros, or there is none.
+    // No visible key: the row of scores is all zeros, or there is none.
+    const bool empty = keys == 0 || sums[r] == 0;
     for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] = empty ? 0 : blend[r * v_dim_ + c] / sums[r];
   }
   return true;

@@ -4,6 +4,7 @@
 
 #include <attest/backend.hpp>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "tokens.h"
@@ -26,12 +27,14 @@ class Attention {
   };
   struct Step;
 
-  [[nodiscard]] std::int64_t visible(std::int64_t query, std::int64_t queries, std::int64_t total) const;
+  void cap_and_bias(float* logits, std::int64_t count, std::int64_t to_query, std::int64_t head) const;
   [[nodiscard]] bool attend(const Step& step, const Task& task, Scratch& scratch) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;
-  std::int32_t causal_;
-  float scale_;
+  attest_problem problem_;
+  std::vector<float> slopes_;  ///< ALiBi's; empty without.
+  float scale_, softcap_;
+  std::optional<abi::View<const float, 1>> sinks_;
   std::vector<Scratch> scratch_;  ///< One a thread.
 };
 

@@ -123,6 +123,10 @@ class OneDnn {
                                   .layer = true,
                                   .causal_bottom_right = true,
                                   .causal_top_left = true,
+                                  .window = true,
+                                  .softcap = true,
+                                  .alibi = true,
+                                  .sinks = true,
                                   .contiguous_cache = true,
                                   .lse = true});
       return problem;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 
 // The library is built for any x86-64; these loops are half of the time at long contexts, so the widest version that
 // the machine has is chosen at load.
@@ -40,8 +39,8 @@ inline float exponential(float x) {
 }  // namespace
 
 ATTEST_ONEDNN_CLONES
-RowSum exponentials(float* row, std::int64_t visible, std::int64_t columns, float scale) {
-  float largest = -std::numeric_limits<float>::infinity();
+RowSum exponentials(float* row, std::int64_t visible, std::int64_t columns, float scale, float at_least) {
+  float largest = at_least;
 #pragma omp simd reduction(max : largest)
   for (std::int64_t j = 0; j < visible; ++j) {
     row[j] *= scale;

@@ -57,8 +57,14 @@ class Template {
                        .layer = true,
                        .causal_bottom_right = true,
                        .causal_top_left = true,
+                       .window = true,
+                       .softcap = true,
+                       .alibi = true,
+                       .sinks = true,
                        .contiguous_cache = true,
                        .lse = true});
+      softcap = static_cast<float>(p.softcap);
+      slopes = alibi_slopes(p);
       scale = static_cast<float>(p.scale != 0 ? p.scale : 1 / std::sqrt(static_cast<double>(p.qk_head_dim)));
     }
 
@@ -112,12 +118,10 @@ class Template {
       for (int64_t b = 0; b < p.batch; ++b) {
         const int64_t queries = extents.queries[b], total = extents.total(b);
         for (int64_t i = 0; i < queries; ++i) {
-          // This query sees the first `visible` keys. What lies behind them is not read: it may be NaN.
-          int64_t visible = total;
-          if (p.causal == ATTEST_CAUSAL_BOTTOM_RIGHT) visible = std::clamp<int64_t>(total - queries + i + 1, 0, total);
-          if (p.causal == ATTEST_CAUSAL_TOP_LEFT) visible = std::min(i + 1, total);
+          // Keys that this query does not see are not read: behind the last one they may be NaN.
+          const KeyRange keys = visible_keys(p, i, queries, total);
           for (int64_t h = 0; h < p.query_heads; ++h) {
-            const float lse = attend_row(query, key, value, output, b, i, h, visible);
+            const float lse = attend_row(query, key, value, output, b, i, h, total - queries + i, keys);
             if (step.lse != nullptr) View<float, 3> (*step.lse)(b, h, i) = lse;
           }
         }
@@ -126,29 +130,37 @@ class Template {
 
     // One output row; answers its log-sum-exp.
     float attend_row(const Heads& query, const Heads& key, const Heads& value, const HeadsOut& output, int64_t b,
-                     int64_t i, int64_t h, int64_t visible) const {
+                     int64_t i, int64_t h, int64_t position, const KeyRange& keys) const {
       const int64_t kv_head = h / (p.query_heads / p.kv_heads);
-      std::vector<float> weights(static_cast<size_t>(visible));
-      float largest = -std::numeric_limits<float>::infinity();
-      for (int64_t j = 0; j < visible; ++j) {
+      const float sink =
+          p.sinks != nullptr ? View<const float, 1>(*p.sinks)(h) : -std::numeric_limits<float>::infinity();
+      std::vector<float> weights;
+      float largest = sink;
+      for (int64_t j = keys.begin; j < keys.end; ++j) {
         float dot = 0;
         for (int64_t c = 0; c < p.qk_head_dim; ++c) dot += query(b, i, h, c) * key(b, j, kv_head, c);
-        weights[static_cast<size_t>(j)] = scale * dot;
-        largest = std::max(largest, scale * dot);
+        float logit = scale * dot;
+        if (softcap > 0) logit = softcap * std::tanh(logit / softcap);
+        if (!slopes.empty()) logit -= slopes[static_cast<size_t>(h)] * static_cast<float>(std::abs(position - j));
+        weights.push_back(logit);
+        largest = std::max(largest, logit);
       }
-      float sum = 0;
+      float sum = p.sinks != nullptr ? std::exp(sink - largest) : 0;  // The sink takes its share and gives no value.
       for (float& weight : weights)
         sum += weight = std::exp(weight - largest);  // exp of the logit itself may overflow.
       for (int64_t c = 0; c < p.v_head_dim; ++c) {
         float blend = 0;
-        for (int64_t j = 0; j < visible; ++j) blend += weights[static_cast<size_t>(j)] * value(b, j, kv_head, c);
-        output(b, i, h, c) = visible == 0 ? 0 : blend / sum;
+        for (int64_t j = keys.begin; j < keys.end; ++j) {
+          blend += weights[static_cast<size_t>(j - keys.begin)] * value(b, j, kv_head, c);
+        }
+        output(b, i, h, c) = weights.empty() ? 0 : blend / sum;
       }
       return largest + std::log(sum);  // Nothing visible: -inf + log(0) is -inf.
     }
 
     attest_problem p;
-    float scale;
+    float scale, softcap;
+    std::vector<float> slopes;
   };
 };
 

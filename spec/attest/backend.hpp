@@ -581,6 +581,39 @@ inline void require_only(const attest_problem& p, const Features& has) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Positions
+
+/// Keys [begin, end) of a sequence.
+struct KeyRange {
+  std::int64_t begin, end;
+};
+
+/// The keys that query `index` of `queries` sees by position, among `total` (clauses M1 to M5).
+inline KeyRange visible_keys(const attest_problem& p, std::int64_t index, std::int64_t queries, std::int64_t total) {
+  const std::int64_t position = p.causal == ATTEST_CAUSAL_TOP_LEFT ? index : total - queries + index;
+  KeyRange keys{0, p.causal == ATTEST_CAUSAL_NONE ? total : position + 1};
+  if (p.window_left >= 0) keys.begin = position - p.window_left;
+  if (p.window_right >= 0) keys.end = std::min(keys.end, position + p.window_right + 1);
+  keys.begin = std::clamp<std::int64_t>(keys.begin, 0, total);
+  keys.end = std::clamp<std::int64_t>(keys.end, keys.begin, total);
+  return keys;
+}
+
+/// ALiBi's slope of every query head (clause B1); empty without ALiBi. Host memory.
+inline std::vector<float> alibi_slopes(const attest_problem& p) {
+  std::vector<float> slopes;
+  if (p.alibi == ATTEST_ALIBI_NONE) return slopes;
+  std::int64_t n = 1;  // the largest power of two up to Hq
+  while (2 * n <= p.query_heads) n *= 2;
+  for (std::int64_t h = 0; h < p.query_heads; ++h) {
+    const double exponent = h < n ? -8.0 * static_cast<double>(h + 1) : -4.0 * static_cast<double>(2 * (h - n) + 1);
+    slopes.push_back(p.alibi == ATTEST_ALIBI_SLOPES ? View<const float, 1>(*p.alibi_slopes)(h)
+                                                    : static_cast<float>(std::exp2(exponent / static_cast<double>(n))));
+  }
+  return slopes;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Steps
 
 /// A number of tokens per sequence.
