@@ -19,7 +19,6 @@ struct RowTerms {
   std::span<const double> weight;     ///< p_j
   double largest = 0;                 ///< m = max_j s_j
   int64_t head_dim = 0;
-  bool exact_dots = false;  ///< Every dot product is exact in f32 in any order (exact-dot rule).
 };
 
 class RowTolerance {
