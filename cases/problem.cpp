@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/problem.h"
 
+#include <algorithm>
+
 namespace attest {
 namespace {
 
@@ -8,6 +10,8 @@ const std::vector<std::string> kLevels{"core", "layer"};
 const std::vector<std::string> kDTypes{"f32"};  // in the order of DType
 const std::vector<std::string> kCausals{"none", "bottom_right", "top_left"};
 const std::vector<std::string> kCaches{"none", "contiguous"};
+const std::vector<std::pair<std::string_view, bool Biases::*>> kBiases{
+    {"q", &Biases::q}, {"k", &Biases::k}, {"v", &Biases::v}, {"out", &Biases::out}};
 
 // Larger than any real model, small enough that no product of two of them overflows an int64.
 constexpr int64_t kMaxExtent = int64_t{1} << 24;
@@ -16,6 +20,32 @@ int64_t extent(Fields& fields, std::string_view name, int64_t otherwise) {
   const auto value = fields.optional<int64_t>(name, otherwise);
   if (value < 1 || value > kMaxExtent) throw Error::at(fields.place(name), "got {}, wanted 1 to {}", value, kMaxExtent);
   return value;
+}
+
+/// true for all four projections, false for none, or the names of those that have one.
+Biases biases_from_json(Fields& fields) {
+  Biases bias;
+  if (!fields.has("bias")) return bias;
+  if (!fields.at("bias").is_array()) {
+    const bool all = fields.required<bool>("bias");
+    return {all, all, all, all};
+  }
+  for (const std::string& name : fields.required<std::vector<std::string>>("bias")) {
+    const auto found = std::find_if(kBiases.begin(), kBiases.end(), [&](const auto& one) { return one.first == name; });
+    if (found == kBiases.end() || bias.*found->second) {
+      throw Error::at(fields.place("bias"), "got \"{}\", wanted each of q, k, v and out once at most", name);
+    }
+    bias.*found->second = true;
+  }
+  return bias;
+}
+
+std::vector<std::string> names(const Biases& bias) {
+  std::vector<std::string> names;
+  for (const auto& [name, member] : kBiases) {
+    if (bias.*member) names.emplace_back(name);
+  }
+  return names;
 }
 
 }  // namespace
@@ -40,7 +70,7 @@ Problem problem_from_json(const Json& json, const std::string& place) {
   }
   if (p.level == Level::layer) {
     p.d_model = extent(fields, "d_model", p.query_heads * p.qk_head_dim);
-    p.bias = fields.optional<bool>("bias", false);
+    p.bias = biases_from_json(fields);
   }
   if (fields.has("scale")) {
     p.scale = fields.required<double>("scale");
@@ -68,7 +98,7 @@ Json to_json(const Problem& p) {
             {"lse", p.lse}};
   if (p.level == Level::layer) {
     json["d_model"] = p.d_model;
-    json["bias"] = p.bias;
+    json["bias"] = p.bias.any() && !p.bias.all() ? Json(names(p.bias)) : Json(p.bias.all());
   }
   if (p.scale) json["scale"] = *p.scale;
   if (p.cache != CacheKind::none) {
@@ -84,7 +114,12 @@ std::string identity(const Problem& p) {
   if (p.kv_heads != p.query_heads) text += fmt::format("/{}", p.kv_heads);
   text += p.qk_head_dim == p.v_head_dim ? fmt::format(" D{}", p.qk_head_dim)
                                         : fmt::format(" D{}/{}", p.qk_head_dim, p.v_head_dim);
-  if (p.level == Level::layer) text += fmt::format(" model{}{}", p.d_model, p.bias ? " bias" : "");
+  if (p.level == Level::layer) {
+    text += fmt::format(" model{}{}", p.d_model, p.bias.any() ? " bias" : "");
+    if (!p.bias.all()) {
+      for (const std::string& name : names(p.bias)) text += "-" + name;
+    }
+  }
   if (p.causal != Causal::none) text += p.causal == Causal::top_left ? " causal-top-left" : " causal";
   if (p.scale) text += fmt::format(" scale{}", *p.scale);
   if (p.cache != CacheKind::none) text += fmt::format(" cache{}", p.capacity);

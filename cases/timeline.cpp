@@ -130,7 +130,7 @@ std::vector<size_t> checked_rows(const Case& c, const Moment& moment) {
   const size_t rows = moment.rows.size();
   const auto wanted = static_cast<size_t>(c.checked_rows);
   std::set<size_t> chosen;
-  if (wanted == 0 || wanted >= rows) {
+  if (rows == 0 || wanted == 0 || wanted >= rows) {
     for (size_t r = 0; r < rows; ++r) chosen.insert(r);
     return {chosen.begin(), chosen.end()};
   }
