@@ -17,6 +17,34 @@ const std::vector<std::string> kArguments{"query",     "key",         "value",  
 const std::vector<std::string> kChanges{"dtype", "rank", "batch", "heads", "head_dim"};
 
 constexpr int64_t kMaxRepeat = 4096;
+// A slip of the keyboard in an extent must be an error, not a machine without memory.
+constexpr int64_t kMaxElements = int64_t{1} << 26;
+
+/// `elements` is a product of extents, each of which is legal; as a double it cannot overflow.
+void check_size(double elements, const std::string& place, std::string_view what) {
+  if (elements > static_cast<double>(kMaxElements)) {
+    throw Error::at(place, "{} has {:.3g} elements, wanted at most {} (2^26)", what, elements, kMaxElements);
+  }
+}
+
+double product(std::initializer_list<int64_t> extents) {
+  double elements = 1;
+  for (const int64_t extent : extents) elements *= static_cast<double>(extent);
+  return elements;
+}
+
+/// Elements of the largest tensor of the problem whose extents grow with `tokens` a sequence.
+double token_elements(const Problem& p, int64_t tokens) {
+  const double heads = product({p.batch, tokens, p.query_heads, std::max(p.qk_head_dim, p.v_head_dim)});
+  return p.level == Level::layer ? std::max(heads, product({p.batch, tokens, p.d_model})) : heads;
+}
+
+void check_problem_size(const Problem& p, const std::string& place) {
+  check_size(token_elements(p, 1), place, "a token of each sequence");
+  const int64_t dim = std::max(p.qk_head_dim, p.v_head_dim);
+  if (p.level == Level::layer) check_size(product({p.query_heads, dim, p.d_model}), place, "a weight");
+  if (p.cache != CacheKind::none) check_size(product({p.batch, p.capacity, p.kv_heads, dim}), place, "the cache");
+}
 
 /// A number for all sequences, or one number per sequence.
 std::vector<int64_t> per_sequence(Fields& fields, std::string_view name, int64_t batch) {
@@ -52,8 +80,8 @@ InputSpec inputs_from_json(const Json& json, const std::string& place, const Pro
     spec.weights = fields.choice("weights", kWeights, WeightKind::uniform);
     spec.self = fields.optional<bool>("self", spec.weights == WeightKind::uniform);
     spec.bias_outliers = fields.optional<bool>("bias_outliers", false);
-    if (spec.bias_outliers && !problem.bias) {
-      throw Error::at(fields.place("bias_outliers"), "got true, wanted a problem with \"bias\": true");
+    if (spec.bias_outliers && !problem.bias.k) {
+      throw Error::at(fields.place("bias_outliers"), "got true, wanted a problem with a bias of k");
     }
     if (spec.weights == WeightKind::permutation) {
       const int64_t widest = std::max(problem.query_heads * std::max(problem.qk_head_dim, problem.v_head_dim),
@@ -69,27 +97,32 @@ InputSpec inputs_from_json(const Json& json, const std::string& place, const Pro
   return spec;
 }
 
-Layout layout_from_json(const Json& json, const std::string& place) {
+Layout layout_from_json(const Json& json, const std::string& place, std::string_view letters) {
   Fields fields(json, place);
   Layout layout;
   layout.order = fields.optional<std::string>("order", "");
+  if (!layout.order.empty() &&
+      !std::is_permutation(layout.order.begin(), layout.order.end(), letters.begin(), letters.end())) {
+    throw Error::at(fields.place("order"), "got \"{}\", wanted each letter of \"{}\" once", layout.order, letters);
+  }
   layout.pad = fields.optional<int64_t>("pad", 0);
   if (layout.pad < 0 || layout.pad > 4096) throw Error::at(fields.place("pad"), "got {}, wanted 0 to 4096", layout.pad);
   fields.finish();
   return layout;
 }
 
-Layouts layouts_from_json(const Json& json, const std::string& place) {
+Layouts layouts_from_json(const Json& json, const std::string& place, const Problem& problem) {
   Fields fields(json, place);
   Layouts layouts;
-  const auto read = [&](std::string_view name, Layout& layout) {
-    if (fields.has(name)) layout = layout_from_json(fields.at(name), fields.place(name));
+  const std::string_view tokens = problem.level == Level::layer ? "bsd" : "bshd";
+  const auto read = [&](std::string_view name, Layout& layout, std::string_view letters) {
+    if (fields.has(name)) layout = layout_from_json(fields.at(name), fields.place(name), letters);
   };
-  read("query", layouts.query);
-  read("key", layouts.key);
-  read("value", layouts.value);
-  read("output", layouts.output);
-  read("cache", layouts.cache);
+  read("query", layouts.query, tokens);
+  read("key", layouts.key, tokens);
+  read("value", layouts.value, tokens);
+  read("output", layouts.output, tokens);
+  read("cache", layouts.cache, "bshd");
   fields.finish();
   return layouts;
 }
@@ -127,6 +160,10 @@ std::vector<Step> steps_from_json(const Json& json, const std::string& place, co
     if (repeat < 1 || repeat > kMaxRepeat) {
       throw Error::at(fields.place("repeat"), "got {}, wanted 1 to {}", repeat, kMaxRepeat);
     }
+    // All repetitions together: the inputs of a case are in memory at once.
+    const int64_t tokens = std::max(*std::max_element(step.queries.begin(), step.queries.end()),
+                                    *std::max_element(step.keys.begin(), step.keys.end()));
+    check_size(token_elements(problem, tokens) * static_cast<double>(repeat), place, "a tensor of the step");
   } else if (fields.has("truncate")) {
     step.kind = StepKind::truncate;
     step.lengths = per_sequence(fields, "truncate", problem.batch);
@@ -210,8 +247,9 @@ Case case_from_json(const Json& json, const std::string& family, const std::stri
   if (c.profiles.empty()) throw Error::at(fields.place("profiles"), "got [], wanted at least one profile");
   if (c.clauses.empty()) throw Error::at(fields.place("clauses"), "got [], wanted at least one clause");
   c.problem = problem_from_json(fields.at("problem"), fields.place("problem"));
+  check_problem_size(c.problem, fields.place("problem"));
   c.inputs = inputs_from_json(fields.at("inputs"), fields.place("inputs"), c.problem);
-  if (fields.has("layouts")) c.layouts = layouts_from_json(fields.at("layouts"), fields.place("layouts"));
+  if (fields.has("layouts")) c.layouts = layouts_from_json(fields.at("layouts"), fields.place("layouts"), c.problem);
   const Json& steps = fields.at("steps");
   if (!steps.is_array() || steps.empty()) throw Error::at(fields.place("steps"), "wanted an array of steps");
   for (size_t i = 0; i < steps.size(); ++i) {

@@ -5,7 +5,6 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 using attest::Case;
-using attest::Error;
 using attest::Json;
 using Catch::Matchers::ContainsSubstring;
 
@@ -102,6 +101,26 @@ TEST_CASE("broken cases are refused by field") {
   json = minimal();
   json["steps"] = Json::array();
   check_refused(json, "steps: wanted an array of steps");
+  json = minimal();
+  json["layouts"] = {{"key", {{"order", "bsd"}}}};
+  check_refused(json, "layouts.key.order: got \"bsd\", wanted each letter of \"bshd\" once");
+  json["layouts"] = {{"cache", {{"order", "bshh"}}}};
+  check_refused(json, "layouts.cache.order: got \"bshh\"");
+  json["problem"]["level"] = "layer";
+  json["layouts"] = {{"output", {{"order", "bshd"}}}};
+  check_refused(json, "layouts.output.order: got \"bshd\", wanted each letter of \"bsd\" once");
+  json = minimal();
+  json["problem"]["capacity"] = 16777216;
+  check_refused(json, "problem: the cache has 5.37e+08 elements, wanted at most 67108864");
+  json = minimal();
+  json["problem"].update({{"level", "layer"}, {"d_model", 16777216}});
+  check_refused(json, "problem: a weight has 5.37e+08 elements");
+  json = minimal();
+  json["problem"]["batch"] = 16777216;
+  check_refused(json, "problem: a token of each sequence has 5.37e+08 elements");
+  json = minimal();
+  json["steps"][1] = {{"attend", 16384}, {"repeat", 4096}};
+  check_refused(json, "steps[1]: a tensor of the step has 4.29e+09 elements");
   json = minimal();
   json["id"] = "With Space";
   check_refused(json, "id: got \"With Space\"");

@@ -87,12 +87,10 @@ Weights generate_weights(const Case& c) {
     w.v = permutation(width.v, p.d_model, {p.d_model, seed, Role::v_weight});
     w.out = permutation(p.d_model, width.out, {p.d_model, seed, Role::out_weight});
   }
-  if (p.bias) {
-    w.q_bias = uniform({width.q}, c, Role::q_bias);
-    w.k_bias = uniform({width.k}, c, Role::k_bias);
-    w.v_bias = uniform({width.v}, c, Role::v_bias);
-    w.out_bias = uniform({p.d_model}, c, Role::out_bias);
-  }
+  if (p.bias.q) w.q_bias = uniform({width.q}, c, Role::q_bias);
+  if (p.bias.k) w.k_bias = uniform({width.k}, c, Role::k_bias);
+  if (p.bias.v) w.v_bias = uniform({width.v}, c, Role::v_bias);
+  if (p.bias.out) w.out_bias = uniform({p.d_model}, c, Role::out_bias);
   if (c.inputs.bias_outliers) {
     // Real checkpoints have such K biases; they are data, not a fault.
     for (size_t i = 0; i < w.k_bias.data.size(); ++i) {

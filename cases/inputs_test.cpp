@@ -135,3 +135,41 @@ TEST_CASE("uniform weights stay within 1/sqrt(d_model) and outliers are where th
   CHECK(inputs.weights.k_bias.data[17] > -1);
   CHECK(inputs.steps[0].query.data == inputs.steps[0].key.data);  // self
 }
+
+TEST_CASE("each projection has a bias of its own, and all or none keep the short form") {
+  const auto problem = [](const char* bias) {
+    return problem_from_json(
+        Json::parse(fmt::format(R"({{"level": "layer", "query_heads": 2, "head_dim": 8, "bias": {}}})", bias)), "test");
+  };
+  CHECK(to_json(problem("true"))["bias"] == true);
+  CHECK(to_json(problem("false"))["bias"] == false);
+  CHECK(to_json(problem(R"(["v", "out", "q", "k"])"))["bias"] == true);
+  CHECK(to_json(problem(R"(["v", "q"])"))["bias"] == Json{"q", "v"});
+  CHECK(identity(problem(R"(["v", "q"])")).ends_with("model16 bias-q-v"));
+  CHECK(identity(problem("true")).ends_with("model16 bias"));
+  CHECK_THROWS_AS(problem(R"(["q", "q"])"), Error);
+  CHECK_THROWS_AS(problem(R"(["w"])"), Error);
+  CHECK_THROWS_AS(problem("1"), Error);
+
+  Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["L5"], "kills": [],
+      "problem": {"level": "layer", "query_heads": 2, "head_dim": 8, "bias": ["k", "out"]},
+      "inputs": {"recipe": "gaussian"}, "steps": [{"attend": 3}]})");
+  const Weights weights = inputs_of(case_from_json(json, "family", "test")).weights;
+  CHECK(weights.q_bias.data.empty());
+  CHECK(weights.k_bias.data.size() == 16);
+  CHECK(weights.v_bias.data.empty());
+  CHECK(weights.out_bias.data.size() == 16);
+}
+
+TEST_CASE("the recipe of random bits has zeros of both signs") {
+  const Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["C1"], "kills": [],
+      "problem": {"query_heads": 4, "head_dim": 16}, "inputs": {"recipe": "bits"}, "steps": [{"attend": 32}]})");
+  const Inputs inputs = inputs_of(case_from_json(json, "family", "test"));
+  const auto& keys = inputs.steps[0].key.data;
+  const auto zeros = [&](bool negative) {
+    return std::count_if(keys.begin(), keys.end(), [&](float x) { return x == 0 && std::signbit(x) == negative; });
+  };
+  CHECK(zeros(false) > 4);
+  CHECK(zeros(true) > 4);
+  CHECK(zeros(false) + zeros(true) < 64);
+}

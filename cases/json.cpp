@@ -11,6 +11,14 @@
 #include <sstream>
 
 namespace attest {
+namespace {
+
+std::string shown(const Json& value) {
+  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
+}
+
+}  // namespace
 
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -38,8 +46,18 @@ void write_file(const std::filesystem::path& path, std::string_view bytes) {
 }
 
 Json parse_json(std::string_view text, std::string_view place) {
+  // A key that is there twice would silently win over the first: one set of keys per object that is open.
+  std::vector<std::set<std::string>> keys;
+  const auto watch = [&](int /*depth*/, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
+      throw Error::at(place, "the key {} is there twice in one object", shown(parsed));
+    }
+    return true;
+  };
   try {
-    return Json::parse(text);
+    return Json::parse(text, watch);
   } catch (const Json::exception& broken) {
     // "[json.exception.parse_error.101] parse error at line 3, column 9: ..." without its bracket
     std::string_view reason = broken.what();
@@ -53,11 +71,6 @@ Json read_json_file(const std::filesystem::path& path) {
 }
 
 namespace {
-
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
-}
 
 template <typename T>
 std::vector<T> array_of(const Json& value, std::string_view place) {
@@ -113,6 +126,18 @@ const Json& Fields::at(std::string_view name) {
   if (found == object_.end()) throw Error::at(place_, "the field \"{}\" is missing", name);
   read_.emplace(name);
   return *found;
+}
+
+const Json& Fields::array(std::string_view name) {
+  const Json& value = at(name);
+  if (!value.is_array()) throw Error::at(place(name), "got {}, wanted an array", shown(value));
+  return value;
+}
+
+const Json& Fields::object(std::string_view name) {
+  const Json& value = at(name);
+  if (!value.is_object()) throw Error::at(place(name), "got {}, wanted an object", shown(value));
+  return value;
 }
 
 int Fields::choice_index(std::string_view name, const std::vector<std::string>& names) {

@@ -25,7 +25,7 @@ using Json = nlohmann::json;
 /// Reads and parses a file; the error of a broken one has its line and column.
 Json read_json_file(const std::filesystem::path& path);
 
-/// Parses text; `place` names it in errors.
+/// Parses text; `place` names it in errors. A key that an object has twice is one.
 Json parse_json(std::string_view text, std::string_view place);
 
 /// Reads a whole file as bytes.
@@ -59,6 +59,9 @@ class Fields {
   [[nodiscard]] bool has(std::string_view name) const { return object_.contains(name); }
   /// The raw value; throws if it is missing.
   const Json& at(std::string_view name);
+  /// The same, and throws if it is no array, or no object.
+  const Json& array(std::string_view name);
+  const Json& object(std::string_view name);
   /// "place.name", for messages about a field.
   [[nodiscard]] std::string place(std::string_view name) const { return place_ + "." + std::string(name); }
   [[nodiscard]] const std::string& place() const { return place_; }

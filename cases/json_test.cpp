@@ -56,6 +56,19 @@ TEST_CASE("a broken file is named with line and column") {
   }
 }
 
+TEST_CASE("a key that an object has twice is refused by its name") {
+  CHECK_THROWS_MATCHES(attest::parse_json(R"([{"a": {"b": 1}, "b": 1}, {"a": 1, "c": [], "a": 2}])", "f.json"), Error,
+                       Message("f.json: the key \"a\" is there twice in one object"));
+  CHECK(attest::parse_json(R"([{"a": {"a": 1}, "b": {"a": [{"a": 1}, {"a": 2}]}}])", "f.json").size() == 1);
+}
+
+TEST_CASE("an array or object field is refused if it is neither") {
+  const Json json = Json::parse(R"({"list": 3, "map": []})");
+  Fields fields(json, "f.json");
+  CHECK_THROWS_MATCHES(fields.array("list"), Error, Message("f.json.list: got 3, wanted an array"));
+  CHECK_THROWS_MATCHES(fields.object("map"), Error, Message("f.json.map: got [], wanted an object"));
+}
+
 TEST_CASE("a file that is not there is an error, and a written one is read back") {
   CHECK_THROWS_AS(attest::read_file("/nonexistent/file"), Error);
   const auto path = std::filesystem::temp_directory_path() / "attest-json-test" / "deep" / "file";

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/problem.h"
 
+#include <algorithm>
+
 namespace attest {
 namespace {
 
@@ -9,6 +11,8 @@ const std::vector<std::string> kDTypes{"f32"};  // in the order of DType
 const std::vector<std::string> kCausals{"none", "bottom_right", "top_left"};
 const std::vector<std::string> kCaches{"none", "contiguous"};
 const std::vector<std::string> kAlibis{"none", "standard", "slopes"};
+const std::vector<std::pair<std::string_view, bool Biases::*>> kBiases{
+    {"q", &Biases::q}, {"k", &Biases::k}, {"v", &Biases::v}, {"out", &Biases::out}};
 
 // Larger than any real model, small enough that no product of two of them overflows an int64.
 constexpr int64_t kMaxExtent = int64_t{1} << 24;
@@ -40,6 +44,32 @@ void window_from_json(const Json& json, const std::string& place, Problem& p) {
   read("right", p.window_right);
   fields.finish();
   if (!p.window_left && !p.window_right) throw Error::at(place, "wanted a bound: left, right or both");
+}
+
+/// true for all four projections, false for none, or the names of those that have one.
+Biases biases_from_json(Fields& fields) {
+  Biases bias;
+  if (!fields.has("bias")) return bias;
+  if (!fields.at("bias").is_array()) {
+    const bool all = fields.required<bool>("bias");
+    return {all, all, all, all};
+  }
+  for (const std::string& name : fields.required<std::vector<std::string>>("bias")) {
+    const auto found = std::find_if(kBiases.begin(), kBiases.end(), [&](const auto& one) { return one.first == name; });
+    if (found == kBiases.end() || bias.*found->second) {
+      throw Error::at(fields.place("bias"), "got \"{}\", wanted each of q, k, v and out once at most", name);
+    }
+    bias.*found->second = true;
+  }
+  return bias;
+}
+
+std::vector<std::string> names(const Biases& bias) {
+  std::vector<std::string> names;
+  for (const auto& [name, member] : kBiases) {
+    if (bias.*member) names.emplace_back(name);
+  }
+  return names;
 }
 
 }  // namespace
@@ -83,7 +113,7 @@ Problem problem_from_json(const Json& json, const std::string& place) {
   }
   if (p.level == Level::layer) {
     p.d_model = extent(fields, "d_model", p.query_heads * p.qk_head_dim);
-    p.bias = fields.optional<bool>("bias", false);
+    p.bias = biases_from_json(fields);
   }
   if (fields.has("scale")) p.scale = exact_f32(fields, "scale");
   p.causal = fields.choice("causal", kCausals, Causal::none);
@@ -110,7 +140,7 @@ Json to_json(const Problem& p) {
             {"lse", p.lse}};
   if (p.level == Level::layer) {
     json["d_model"] = p.d_model;
-    json["bias"] = p.bias;
+    json["bias"] = p.bias.any() && !p.bias.all() ? Json(names(p.bias)) : Json(p.bias.all());
   }
   if (p.scale) json["scale"] = *p.scale;
   if (p.window_left) json["window"]["left"] = *p.window_left;
@@ -131,7 +161,12 @@ std::string identity(const Problem& p) {
   if (p.kv_heads != p.query_heads) text += fmt::format("/{}", p.kv_heads);
   text += p.qk_head_dim == p.v_head_dim ? fmt::format(" D{}", p.qk_head_dim)
                                         : fmt::format(" D{}/{}", p.qk_head_dim, p.v_head_dim);
-  if (p.level == Level::layer) text += fmt::format(" model{}{}", p.d_model, p.bias ? " bias" : "");
+  if (p.level == Level::layer) {
+    text += fmt::format(" model{}{}", p.d_model, p.bias.any() ? " bias" : "");
+    if (!p.bias.all()) {
+      for (const std::string& name : names(p.bias)) text += "-" + name;
+    }
+  }
   if (p.causal != Causal::none) text += p.causal == Causal::top_left ? " causal-top-left" : " causal";
   if (p.scale) text += fmt::format(" scale{}", *p.scale);
   if (p.window_left || p.window_right) {

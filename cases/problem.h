@@ -18,6 +18,13 @@ enum class Causal : int { none, bottom_right, top_left };
 enum class CacheKind : int { none, contiguous };
 enum class Alibi : int { none, standard, slopes };
 
+/// Layer level: which of the four projections have a bias.
+struct Biases {
+  bool q = false, k = false, v = false, out = false;
+  [[nodiscard]] bool any() const { return q || k || v || out; }
+  [[nodiscard]] bool all() const { return q && k && v && out; }
+};
+
 struct Problem {
   Level level = Level::core;
   DType dtype = DType::f32;
@@ -35,7 +42,7 @@ struct Problem {
   bool sinks = false;
   CacheKind cache = CacheKind::none;
   int64_t capacity = 0;  ///< Tokens a sequence's cache holds.
-  bool bias = false;     ///< Layer level: the four projections have a bias.
+  Biases bias;
   bool lse = false;
 
   [[nodiscard]] int64_t group() const { return query_heads / kv_heads; }

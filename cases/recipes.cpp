@@ -114,7 +114,8 @@ class Coarse : public Base {
   }
 };
 
-/// Signs, exponents and full 23-bit mantissas drawn separately: every product rounds, unlike on a grid.
+/// Signs, exponents and full 23-bit mantissas drawn separately: every product rounds, unlike on a grid. One element in
+/// 64 is +0 or -0, which an append bit for bit (C1) must tell apart.
 class Bits : public Base {
  public:
   using Base::Base;
@@ -133,7 +134,9 @@ class Bits : public Base {
     for (size_t d = 0; d < out.size(); ++d) {
       const uint32_t word = stream(role, sequence).words(static_cast<uint64_t>(vector) * out.size() + d)[0];
       const uint32_t exponent = 127 - 3 + ((word >> 24) & 3);  // 2^-3 to 2^0
-      out[d] = std::bit_cast<float>((word & 0x80000000U) | exponent << 23 | (word & 0x7fffffU));
+      const bool zero = (word & 0x7c800000U) == 0;             // six bits that serve nothing else
+      const uint32_t magnitude = zero ? 0 : exponent << 23 | (word & 0x7fffffU);
+      out[d] = std::bit_cast<float>((word & 0x80000000U) | magnitude);
     }
   }
 };

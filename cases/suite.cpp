@@ -9,6 +9,8 @@
 #include <regex>
 #include <set>
 
+#include "cases/timeline.h"
+
 namespace attest {
 namespace fs = std::filesystem;
 namespace {
@@ -23,7 +25,7 @@ std::vector<Profile> load_profiles(const fs::path& path) {
   Fields fields(json, path.string());
   check_schema(fields, "attest/profiles/1");
   std::vector<Profile> profiles;
-  const Json& list = fields.at("profiles");
+  const Json& list = fields.array("profiles");
   for (size_t i = 0; i < list.size(); ++i) {
     Fields one(list[i], fmt::format("{}: profiles[{}]", path.string(), i));
     profiles.push_back({one.required<std::string>("id"), one.required<std::string>("about")});
@@ -38,7 +40,10 @@ std::set<std::string> bug_ids(const fs::path& path) {
   Fields fields(json, path.string());
   check_schema(fields, "attest/bugs/1");
   std::set<std::string> ids;
-  for (const Json& bug : fields.at("bugs")) ids.insert(bug.value("id", ""));
+  const Json& list = fields.array("bugs");
+  for (size_t i = 0; i < list.size(); ++i) {
+    ids.insert(Fields(list[i], fmt::format("{}: bugs[{}]", path.string(), i)).required<std::string>("id"));
+  }
   return ids;
 }
 
@@ -93,8 +98,7 @@ void load_case_file(const fs::path& path, std::vector<Case>& cases) {
                     path.parent_path().filename().string());
   }
   fields.required<std::string>("about");
-  const Json& list = fields.at("cases");
-  if (!list.is_array()) throw Error::at(fields.place("cases"), "wanted an array");
+  const Json& list = fields.array("cases");
   for (size_t i = 0; i < list.size(); ++i) {
     cases.push_back(case_from_json(list[i], family, fmt::format("{}: cases[{}]", path.string(), i)));
     cases.back().file = path;
@@ -140,6 +144,10 @@ Suite load_suite(const fs::path& root) {
     check_known(c.kills, bugs, c, "kills", "cases/bugs.json");
     check_known(c.clauses, clauses, c, "clauses", "spec/attention.md");
     if (!c.equals.empty()) check_known({c.equals}, ids, c, "equals", "the suite");
+    if (c.equals == c.id) {
+      throw Error::at(fmt::format("{}: {}.equals", c.file.string(), c.id), "got \"{}\", wanted another case", c.id);
+    }
+    play(c);  // an impossible step is refused here, not only in a run that happens to select its case
   }
   return suite;
 }

@@ -25,7 +25,8 @@ struct Suite {
 std::filesystem::path find_suite(const std::filesystem::path& given);
 
 /// Loads and checks everything: schema names, ids that are taken twice, clauses that the spec does not have, bugs that
-/// the catalogue does not have, profiles that do not exist, `equals` that points nowhere.
+/// the catalogue does not have, profiles that do not exist, `equals` that points nowhere or at itself, steps that are
+/// impossible.
 Suite load_suite(const std::filesystem::path& root);
 
 /// Which cases a run takes. Empty members select everything.

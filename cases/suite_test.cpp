@@ -47,6 +47,25 @@ TEST_CASE("a suite is loaded and its citations are checked") {
   CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("one.json: parse error at line 1"));
 }
 
+TEST_CASE("catalogues of the wrong types, impossible steps and a case that equals itself: refused by file") {
+  const Scratch scratch;
+  scratch.write_case(R"(["A1"])", "[]");
+  const std::string text = read_file(scratch.root / "cases/no_cache/one.json");
+  const auto with = [&](const std::string& field) { return std::string(text).insert(text.find("\"steps\""), field); };
+  scratch.write("cases/no_cache/one.json", with(R"("equals": "no_cache/one", )"));
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("no_cache/one.equals: got \"no_cache/one\""));
+  scratch.write("cases/no_cache/one.json", std::string(text).replace(text.find("3}]"), 3, "0}]"));
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("one.json: no_cache/one step 0: has no query"));
+  scratch.write("cases/no_cache/one.json", text);
+
+  scratch.write("cases/bugs.json", R"({"schema": "attest/bugs/1", "bugs": 3})");
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("bugs.json.bugs: got 3, wanted an array"));
+  scratch.write("cases/bugs.json", R"({"schema": "attest/bugs/1", "bugs": [{"id": 3}]})");
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("bugs.json: bugs[0].id: got 3, wanted a string"));
+  scratch.write("cases/profiles.json", R"({"schema": "attest/profiles/1", "profiles": "core"})");
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("profiles.json.profiles: got \"core\""));
+}
+
 TEST_CASE("two cases of one id, a family in the wrong folder: refused") {
   const Scratch scratch;
   scratch.write_case(R"(["A1"])", "[]");

@@ -49,7 +49,12 @@ void attend(const Case& c, size_t index, State& state, Moment& moment) {
                     overflows ? "exceeds" : "stays within", c.problem.capacity);
   }
   if (moment.max_queries == 0) throw Error::at(step_place(c, index), "has no query");
-  for (size_t b = 0; b < state.tokens.size() && !refused; ++b) {
+  if (refused) {
+    // What was refused is gone: the queries that come after it are new ones, as the keys are.
+    for (size_t b = 0; b < state.tokens.size(); ++b) state.next_query[b] += step.queries[b];
+    return;
+  }
+  for (size_t b = 0; b < state.tokens.size(); ++b) {
     auto& tokens = state.tokens[b];
     tokens.insert(tokens.end(), moment.incoming[b].begin(), moment.incoming[b].end());
     const auto total = static_cast<int64_t>(tokens.size());
@@ -124,7 +129,7 @@ std::vector<size_t> checked_rows(const Case& c, const Moment& moment) {
   const size_t rows = moment.rows.size();
   const auto wanted = static_cast<size_t>(c.checked_rows);
   std::set<size_t> chosen;
-  if (wanted == 0 || wanted >= rows) {
+  if (rows == 0 || wanted == 0 || wanted >= rows) {
     for (size_t r = 0; r < rows; ++r) chosen.insert(r);
     return {chosen.begin(), chosen.end()};
   }

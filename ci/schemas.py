@@ -9,13 +9,19 @@ Prints one line for each problem, `file: place: what is wrong`, then what was ch
 Exit code 1: a problem, or nothing to check; 2: it cannot check at all.
 """
 import json
+import os
 import pathlib
 import sys
 
 try:
     import jsonschema
 except ImportError:
-    sys.exit(print("ci/schemas.py: python3-jsonschema is missing: run ci/setup", file=sys.stderr) or 2)
+    # The first python3 on the PATH need not be the system's, for which ci/setup installs the module.
+    system = "/usr/bin/python3"
+    if os.path.exists(system) and not os.path.samefile(sys.executable, system):
+        os.execv(system, [system, *sys.argv])
+    print("ci/schemas.py: python3-jsonschema is missing: run ci/setup", file=sys.stderr)
+    sys.exit(2)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each schema and the files that it describes, of which there must be one at least.

@@ -5,6 +5,7 @@
 
 #include "cases/inputs.h"
 #include "cases/sha256.h"
+#include "cases/timeline.h"
 #include "golden/safetensors.h"
 
 namespace attest {
@@ -57,6 +58,27 @@ void add_inputs(SafetensorsWriter& writer, const Inputs& inputs) {
   }
 }
 
+std::vector<int32_t> wanted_rows(const Case& c, const Moment& moment) {
+  std::vector<int32_t> rows;
+  for (const size_t r : moment.rows.empty() ? std::vector<size_t>{} : checked_rows(c, moment)) {
+    rows.push_back(static_cast<int32_t>(moment.rows[r].sequence));
+    rows.push_back(static_cast<int32_t>(moment.rows[r].index));
+  }
+  return rows;
+}
+
+std::vector<int32_t> wanted_tokens(const Case& c, const Moment& moment) {
+  std::vector<int32_t> tokens;
+  if (c.problem.level == Level::core || c.problem.cache == CacheKind::none || moment.rows.empty()) return tokens;
+  for (const auto& sequence : moment.incoming) {
+    for (const Token& token : sequence) {
+      tokens.push_back(static_cast<int32_t>(token.origin));
+      tokens.push_back(static_cast<int32_t>(token.index));
+    }
+  }
+  return tokens;
+}
+
 }  // namespace
 
 fs::path manifest_path(const fs::path& root) {
@@ -76,7 +98,7 @@ Manifest read_manifest(const fs::path& root) {
     throw Error::at(fields.place("schema"), "got \"{}\", wanted \"attest/goldens/1\"", schema);
   }
   manifest.oracle = fields.required<std::string>("oracle");
-  for (const auto& [id, entry] : fields.at("cases").items()) {
+  for (const auto& [id, entry] : fields.object("cases").items()) {
     Fields one(entry, fmt::format("{}: cases.{}", path.string(), id));
     manifest.cases[id] = {
         one.required<std::string>("case"), one.required<std::string>("inputs"), one.required<std::string>("file"),
@@ -99,7 +121,18 @@ std::string dump(const Manifest& manifest) {
 }
 
 std::string suite_hash(const fs::path& root) {
-  return sha256(read_file(manifest_path(root))).substr(0, 12);
+  std::vector<fs::path> files{fs::path("golden") / "manifest.json", fs::path("spec") / "attention.md"};
+  for (const auto& entry : fs::recursive_directory_iterator(root / "cases")) {
+    if (entry.path().extension() == ".json") files.push_back(fs::relative(entry.path(), root));
+  }
+  std::sort(files.begin(), files.end());
+  Sha256 hash;
+  for (const fs::path& file : files) {
+    const std::string bytes = read_file(root / file);
+    hash.add(fmt::format("{} {}\n", file.string(), bytes.size()));
+    hash.add(bytes);
+  }
+  return hash.hex().substr(0, 12);
 }
 
 std::string encode(const Case& c, const Inputs& inputs, const Golden& golden) {
@@ -141,6 +174,7 @@ Golden load_golden(const fs::path& root, const Manifest& manifest, const Case& c
   }
   const SafetensorsFile file(std::move(bytes), place);
   const Problem& p = c.problem;
+  const Timeline timeline = play(c);
   Golden golden;
   for (size_t i = 0; i < c.steps.size(); ++i) {
     const std::string name = fmt::format("step{}.", i);
@@ -159,6 +193,10 @@ Golden load_golden(const fs::path& root, const Manifest& manifest, const Case& c
       const auto tokens = static_cast<int64_t>(step.tokens.size() / 2);
       step.cache_key = read_tensor(file, name + "cache.key", place, {tokens, p.kv_heads, p.qk_head_dim});
       step.cache_value = read_tensor(file, name + "cache.value", place, {tokens, p.kv_heads, p.v_head_dim});
+    }
+    // A golden that covers less than its case asks for would let anything pass.
+    if (step.rows != wanted_rows(c, timeline[i]) || step.tokens != wanted_tokens(c, timeline[i])) {
+      throw Error::at(place, "does not cover the rows and tokens of step {}", i);
     }
     golden.steps.push_back(std::move(step));
   }

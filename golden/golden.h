@@ -63,7 +63,7 @@ std::filesystem::path golden_path(const std::filesystem::path& root, const std::
 /// An empty manifest if there is no file.
 Manifest read_manifest(const std::filesystem::path& root);
 std::string dump(const Manifest& manifest);
-/// First 12 hex digits of the manifest's hash: the version of the suite's data.
+/// First 12 hex digits of a hash over all case files, the operator's text and the manifest: what a certificate is for.
 std::string suite_hash(const std::filesystem::path& root);
 
 /// Bytes of a golden file. Inputs travel along when they are small, so that any language can use the case.

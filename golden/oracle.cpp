@@ -23,8 +23,9 @@ constexpr std::array<slong, 3> kPrecisions{128, 256, 512};
 struct Rounded {
   double value = 0;
   Mark mark = Mark::proven;
-  double radius = 0;    ///< |exact - value| is at most this.
-  bool decided = true;  ///< Proven, or proven zero; else more bits are worth a try.
+  double radius = 0;     ///< |exact - value| is at most this.
+  bool decided = true;   ///< Proven, or proven zero; else more bits are worth a try.
+  bool adjacent = true;  ///< Its two candidates are neighbours: within one ulp, whichever is right.
 };
 
 /// `terms` bounds the magnitude of what was summed to get x: only against it can a zero be told from a small number.
@@ -46,10 +47,12 @@ Rounded round_ball(arb_srcptr x, double terms, slong precision) {
     rounded.mark = Mark::zero;
     rounded.radius = terms * 0x1p-100;
   } else {
-    rounded.value = middle(x);
+    // Undecided: the ball straddles the middle between two doubles, or it is still too wide.
+    rounded.value = std::clamp(middle(x), below, above);
     rounded.mark = Mark::tie;
-    rounded.radius = std::fabs(rounded.value) * 0x1p-52;
+    rounded.radius = std::max(above - rounded.value, rounded.value - below) + std::fabs(rounded.value) * 0x1p-53;
     rounded.decided = false;
+    rounded.adjacent = std::nextafter(below, above) == above;
   }
   return rounded;
 }
@@ -58,19 +61,6 @@ Balls exact(const std::vector<float>& values) {
   Balls balls(values.size());
   for (size_t i = 0; i < values.size(); ++i) arb_set_d(balls[i], static_cast<double>(values[i]));
   return balls;
-}
-
-/// Exponent of the lowest set bit of a finite double; huge for 0, which never limits a product.
-int lowest_bit(double x) {
-  if (x == 0) return 1 << 20;
-  int exponent = 0;
-  auto mantissa = static_cast<int64_t>(std::ldexp(std::frexp(x, &exponent), 53));
-  return exponent - 53 + __builtin_ctzll(static_cast<uint64_t>(mantissa < 0 ? -mantissa : mantissa));
-}
-
-bool is_power_of_two(double x) {
-  int exponent = 0;
-  return std::frexp(x, &exponent) == 0.5;
 }
 
 /// A case's operator at one working precision.
@@ -267,14 +257,10 @@ class Oracle {
       values.resize(n * dv);
       value_doubles.resize(n * dv);
       key_doubles.resize(n * dk);
-      key_bits.resize(n * dk);
       for (size_t j = 0; j < n; ++j) {
         const KeyValue& kv = oracle.history_.at({tokens[j].origin, tokens[j].serial});
         keys.push_back(kv.key[head * dk]);
-        for (size_t d = 0; d < dk; ++d) {
-          key_doubles[j * dk + d] = middle(kv.key[head * dk + d]);
-          key_bits[j * dk + d] = lowest_bit(key_doubles[j * dk + d]);
-        }
+        for (size_t d = 0; d < dk; ++d) key_doubles[j * dk + d] = middle(kv.key[head * dk + d]);
         for (size_t d = 0; d < dv; ++d) {
           values[d * n + j] = *kv.value[head * dv + d];  // borrowed: the history outlives this
           value_doubles[j * dv + d] = middle(kv.value[head * dv + d]);
@@ -285,7 +271,6 @@ class Oracle {
     std::vector<arb_srcptr> keys;
     std::vector<arb_struct> values;
     std::vector<double> key_doubles, value_doubles;
-    std::vector<int> key_bits;
   };
 
   /// A2, A3, A6 for one row and query head; M1 to M4 by row.begin and row.end.
@@ -354,10 +339,10 @@ class Oracle {
     const double total = middle(sum[0]);
     for (size_t j = 0; j < n; ++j) weight[j] = middle(weights[j]) / total;
     const double largest = middle(shift[0]);
-    RowTerms terms{
-        logit,          bias, dot, magnitude, weight, largest, p_.softcap, p_.sinks ? sink : 0, sink_share / total,
-        p_.qk_head_dim, false};
-    if (!layer) terms.exact_dots = dot_terms(history, query_head, begin, magnitude);
+    if (!layer) dot_magnitudes(history, query_head, begin, magnitude);
+    const RowTerms terms{
+        logit,         bias, dot, magnitude, weight, largest, p_.softcap, p_.sinks ? sink : 0, sink_share / total,
+        p_.qk_head_dim};
     const RowTolerance tolerance(terms, p_.dtype);
     lses.emplace_back(round_ball(lse[0], std::fabs(largest) + log_sum, precision_),
                       tolerance.lse(middle(lse[0]), log_sum));
@@ -381,31 +366,16 @@ class Oracle {
     }
   }
 
-  /// Fills A_j; true if the exact-dot rule holds for the row: the products' common grid is fine enough that every
-  /// partial sum fits 24 bits, and the scale is a power of two (a backend may fold it into the query first).
-  bool dot_terms(const History& history, arb_srcptr query_head, size_t begin, std::vector<double>& magnitude) const {
+  /// Fills A_j: what the dot products would be if nothing cancelled.
+  void dot_magnitudes(const History& history, arb_srcptr query_head, size_t begin,
+                      std::vector<double>& magnitude) const {
     const auto dk = static_cast<size_t>(p_.qk_head_dim);
-    const double scale = middle(scale_[0]);
-    std::vector<double> q(dk);
-    std::vector<int> bits(dk);
-    for (size_t d = 0; d < dk; ++d) {
-      q[d] = middle(query_head + d);
-      bits[d] = lowest_bit(q[d]);
-    }
-    bool all_exact = is_power_of_two(scale);
     for (size_t j = 0; j < magnitude.size(); ++j) {
       const double* k = history.key_doubles.data() + (begin + j) * dk;
-      const int* k_bits = history.key_bits.data() + (begin + j) * dk;
       double sum = 0;
-      int grid = 1 << 20;
-      for (size_t d = 0; d < dk; ++d) {
-        sum += std::fabs(q[d] * k[d]);
-        if (q[d] != 0 && k[d] != 0) grid = std::min(grid, bits[d] + k_bits[d]);
-      }
-      magnitude[j] = scale * sum;
-      all_exact = all_exact && (sum == 0 || sum <= std::ldexp(1.0, 24 + grid));
+      for (size_t d = 0; d < dk; ++d) sum += std::fabs(middle(query_head + d) * k[d]);
+      magnitude[j] = middle(scale_[0]) * sum;
     }
-    return all_exact;
   }
 
   /// L3: y = Wo concat(heads) + bo, with the Monte Carlo bound, and for weights that are flushed to zero.
@@ -431,6 +401,10 @@ class Oracle {
     tensor.value.push_back(value.value);
     tensor.allowed.push_back(round_up(allowed));
     tensor.mark.push_back(value.mark);
+    if (!value.adjacent && precision_ == kPrecisions.back()) {
+      throw Error::at(fmt::format("{}: {}", c_.file.string(), c_.id), "a value near {} is not decided at {} bits",
+                      value.value, precision_);
+    }
     decided_ = decided_ && value.decided;
     ++result_->values;
     ++(value.mark == Mark::proven ? result_->proven : value.mark == Mark::tie ? result_->tie : result_->zero);
@@ -452,7 +426,7 @@ class Oracle {
 }  // namespace
 
 std::string oracle_version() {
-  return "3";
+  return "4";
 }
 
 OracleResult compute_golden(const Case& c, const Timeline& timeline, const Inputs& inputs) {

@@ -34,7 +34,7 @@ RowTolerance::RowTolerance(const RowTerms& terms, DType dtype)
       half_subnormal_(info(dtype).half_subnormal),
       stores_weights_(dtype != DType::f32) {
   const size_t n = terms.logit.size();
-  const double dot_growth = terms.exact_dots ? 0 : sum_growth(terms.head_dim);
+  const double dot_growth = sum_growth(terms.head_dim);
   for (size_t j = 0; j < n; ++j) {
     const double s = terms.logit[j];
     const double bias = terms.bias.empty() ? 0 : terms.bias[j];

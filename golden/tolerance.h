@@ -23,7 +23,6 @@ struct RowTerms {
   double sink_logit = 0;              ///< Of a row with a sink ...
   double sink_weight = 0;             ///< ... and the share of the sum that it takes; 0 without one.
   int64_t head_dim = 0;
-  bool exact_dots = false;  ///< Every dot product is exact in f32 in any order (exact-dot rule).
 };
 
 class RowTolerance {

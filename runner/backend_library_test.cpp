@@ -131,7 +131,7 @@ TEST_CASE("backends are found by path or by name") {
   CHECK(find_backend("hostile") == fs::path(backend("hostile")));
   CHECK_THROWS_MATCHES(
       find_backend("unknown"), Error,
-      MessageMatches(ContainsSubstring("\"unknown\" is in none of /nowhere, " ATTEST_TEST_BACKENDS ", ") &&
+      MessageMatches(ContainsSubstring("got \"unknown\", which is in none of /nowhere, " ATTEST_TEST_BACKENDS ", ") &&
                      ContainsSubstring("lib/attest/backends; there: broken-declarations, ") &&
                      ContainsSubstring("detached, hostile")));
   bool listed = false;

@@ -5,18 +5,14 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <optional>
 #include <thread>
 
 namespace attest {
 
 void run_campaign(const std::vector<Planned>& plan, const BackendChoice& choice, int jobs,
-                  const std::function<bool(const CaseRecord&)>& finished,
-                  const std::function<void(const CaseRecord&)>& in_order) {
+                  const std::function<bool(const CaseRecord&)>& finished) {
   std::atomic<size_t> next{0};
   std::mutex mutex;
-  std::vector<std::optional<CaseRecord>> done(plan.size());
-  size_t emitted = 0;
   std::exception_ptr failure;
 
   const auto work = [&] {
@@ -24,11 +20,10 @@ void run_campaign(const std::vector<Planned>& plan, const BackendChoice& choice,
     for (size_t i = next++; i < plan.size(); i = next++) {
       try {
         CaseRecord record = executor.run(*plan[i].c, plan[i].golden, plan[i].worst_radius, plan[i].repro);
+        record.index = static_cast<int64_t>(i);
         const std::lock_guard lock(mutex);
         if (failure) break;
         if (!finished(record)) next = plan.size();
-        done[i] = std::move(record);
-        for (; emitted < done.size() && done[emitted]; ++emitted) in_order(*done[emitted]);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!failure) failure = std::current_exception();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs many cases on one backend with several workers at once, and gives the records back in plan order.
+// Runs many cases on one backend with several workers at once.
 #pragma once
 
 #include <functional>
@@ -18,10 +18,9 @@ struct Planned {
   std::string repro;
 };
 
-/// Calls `finished` for each case as soon as it is done, and `in_order` for each in plan order; both one at a time.
-/// Stops early, with what was done, when `finished` returns false.
+/// Calls `finished` for each case as soon as it is done, one at a time and in any order: what it writes down at once is
+/// not lost if the run is killed. Starts no further case once `finished` has returned false.
 void run_campaign(const std::vector<Planned>& plan, const BackendChoice& choice, int jobs,
-                  const std::function<bool(const CaseRecord&)>& finished,
-                  const std::function<void(const CaseRecord&)>& in_order);
+                  const std::function<bool(const CaseRecord&)>& finished);
 
 }  // namespace attest

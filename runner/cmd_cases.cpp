@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <map>
 #include <memory>
 
 #include "cases/suite.h"
@@ -40,12 +41,15 @@ int list(const Common& common, const Options& options) {
 
 /// The bugs of a case with the catalogue's sentence for each.
 void print_bugs(const Suite& suite, const Case& c) {
-  const Json catalogue = read_json_file(suite.root / "cases" / "bugs.json");
-  for (const std::string& id : c.kills) {
-    for (const Json& bug : catalogue.at("bugs")) {
-      if (bug.at("id") == id) fmt::print("  {:<24} {}\n", id, bug.value("fault", ""));
-    }
+  const std::filesystem::path path = suite.root / "cases" / "bugs.json";
+  const Json catalogue = read_json_file(path);
+  std::map<std::string, std::string> faults;
+  const Json& bugs = Fields(catalogue, path.string()).array("bugs");
+  for (size_t i = 0; i < bugs.size(); ++i) {
+    Fields bug(bugs[i], fmt::format("{}: bugs[{}]", path.string(), i));
+    faults[bug.required<std::string>("id")] = bug.optional<std::string>("fault", "");
   }
+  for (const std::string& id : c.kills) fmt::print("  {:<24} {}\n", id, faults[id]);
 }
 
 int show(const Common& common, const Options& options) {

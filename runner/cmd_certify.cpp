@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // attest certify: a backend against the suite.
+#include <fcntl.h>
 #include <fmt/core.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
-#include <fstream>
+#include <cstring>
 #include <memory>
 
 #include "cases/sha256.h"
@@ -18,18 +22,22 @@
 #include "runner/machine.h"
 #include "runner/places.h"
 #include "runner/reports.h"
+#include "runner/unique_fd.h"
 #include "runner/version.h"
 
 namespace attest {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr double kTimeout = 10;
+
 struct Options {
   std::string backend;
   Selection selection;
   std::vector<std::string> backend_options;
   fs::path out;
-  double timeout = 10;
+  double timeout = kTimeout;
+  int64_t max_timeouts = 5;
   int jobs = default_jobs();
 };
 
@@ -77,20 +85,33 @@ std::string shell_quoted(const std::string& word) {
   return quoted + "'";
 }
 
-std::string repro_command(const Common& common, const Options& options, const std::string& id) {
-  std::string command = "attest";
-  if (!common.suite.empty()) command += " --suite " + shell_quoted(common.suite.string());
-  command += " certify --backend " + shell_quoted(options.backend);
+/// The command that runs one case again, wherever it is pasted: with absolute paths, and all that bears on the verdict.
+std::string repro_command(const Common& common, const Options& options, const BackendChoice& choice,
+                          const std::string& id) {
+  const auto absolute = [](const fs::path& path) {
+    return shell_quoted(fs::absolute(path).lexically_normal().string());
+  };
+  std::string command = shell_quoted(common.program);
+  const char* suite = std::getenv("ATTEST_SUITE");
+  if (!common.suite.empty()) {
+    command += " --suite " + absolute(common.suite);
+  } else if (suite != nullptr && *suite != '\0') {
+    command += " --suite " + absolute(suite);
+  }
+  const bool by_path = options.backend.find('/') != std::string::npos || options.backend.ends_with(".so");
+  command += " certify --backend " + (by_path ? absolute(choice.library) : shell_quoted(options.backend));
   for (const std::string& option : options.backend_options) command += " --option " + shell_quoted(option);
+  if (options.timeout != kTimeout) command += fmt::format(" --timeout {}", options.timeout);
   return command + " --case " + id;
 }
 
-std::vector<Planned> make_plan(const Suite& suite, const Common& common, const Options& options) {
+std::vector<Planned> make_plan(const Suite& suite, const Common& common, const Options& options,
+                               const BackendChoice& choice) {
   const Manifest manifest = read_manifest(suite.root);
   std::vector<Planned> plan;
   for (const Case* c : select(suite, options.selection)) {
     plan.push_back({c, load_golden(suite.root, manifest, *c), manifest.cases.at(c->id).worst_radius,
-                    repro_command(common, options, c->id)});
+                    repro_command(common, options, choice, c->id)});
   }
   return plan;
 }
@@ -101,35 +122,52 @@ std::string plan_hash(const std::vector<Planned>& plan) {
   return sha256(text).substr(0, 12);
 }
 
-/// Appends records as they come, so that a run that is killed has lost nothing.
+/// Appends records as they come, so that a run that is killed has lost nothing. Holds a lock while it lives: a second
+/// run into the folder would mix its lines with ours. Workers do not inherit it.
 class RecordsFile {
  public:
-  explicit RecordsFile(const fs::path& path) : path_(path) {
+  explicit RecordsFile(const fs::path& folder) : path_(folder / "records.jsonl") {
     std::error_code made;
-    fs::create_directories(path.parent_path(), made);
-    out_.open(path, std::ios::trunc);
-    if (made || !out_) throw Error::at(path.string(), "cannot be written");
+    fs::create_directories(folder, made);
+    // Opened as it is, and emptied only once it is ours.
+    file_.reset(::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
+    if (made || !file_) throw Error::at(path_.string(), "cannot be written: {}", made ? made.message() : reason());
+    if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) throw Error::at(folder.string(), "is in use by another run");
+      throw Error::at(path_.string(), "cannot be locked: {}", reason());
+    }
+    if (::ftruncate(file_.get(), 0) != 0 && errno != EINVAL) {  // a device has no length
+      throw Error::at(path_.string(), "cannot be written: {}", reason());
+    }
   }
   void add(const Json& json) {
-    out_ << json.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
-    if (!out_) throw Error::at(path_.string(), "cannot be written");
+    const std::string line = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    for (size_t done = 0; done < line.size();) {
+      const ssize_t written = ::write(file_.get(), line.data() + done, line.size() - done);
+      if (written < 0 && errno != EINTR) throw Error::at(path_.string(), "cannot be written: {}", reason());
+      if (written > 0) done += static_cast<size_t>(written);
+    }
   }
 
  private:
+  static std::string reason() { return std::strerror(errno); }
+
   fs::path path_;
-  std::ofstream out_;
+  UniqueFd file_;
 };
 
 int certify(const Common& common, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
+  // Not a number is in no range and outside of none, so the parser lets it pass.
+  if (!std::isfinite(options.timeout)) throw Error::at("--timeout", "got {}, wanted seconds", options.timeout);
   const Suite suite = load_suite(find_suite(common.suite));
-  const std::vector<Planned> plan = make_plan(suite, common, options);
   BackendChoice choice;
-  choice.library = find_backend(options.backend);
   choice.options = parse_options(options.backend_options);
   choice.worker.command = {find_worker().string()};
   choice.worker.environment = worker_environment(options.jobs);
   choice.limit = std::chrono::milliseconds(static_cast<int64_t>(options.timeout * 1000));
+  choice.library = find_backend(options.backend);
+  const std::vector<Planned> plan = make_plan(suite, common, options, choice);
   const Opened opened = open_once(choice);
 
   Records records;
@@ -154,23 +192,27 @@ int certify(const Common& common, const Options& options) {
          plan_hash(plan)};
 
   const fs::path out = options.out.empty() ? fs::path("results") / opened.name : options.out;
-  RecordsFile file(out / "records.jsonl");
+  RecordsFile file(out);
   file.add(to_json(run));
   Progress progress(run.planned, ::isatty(STDERR_FILENO) == 1, use_colour(STDERR_FILENO));
-  run_campaign(
-      plan, choice, options.jobs,
-      [&](const CaseRecord& record) {
-        progress.finished(record);
-        return true;
-      },
-      [&](const CaseRecord& record) {
-        file.add(to_json(record));
-        records.cases.push_back(record);
-      });
+  int64_t timeouts = 0;
+  run_campaign(plan, choice, options.jobs, [&](const CaseRecord& record) {
+    file.add(to_json(record));
+    records.cases.push_back(record);
+    progress.finished(record);
+    if (record.status == Status::timeout) ++timeouts;
+    return timeouts < options.max_timeouts;
+  });
   progress.close();
-  records.end = EndRecord{static_cast<int64_t>(records.cases.size()),
-                          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
-  file.add(to_json(*records.end));
+  sort_by_plan(records.cases);
+  const auto finished = static_cast<int64_t>(records.cases.size());
+  if (finished == run.planned) {
+    records.end = EndRecord{finished, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
+    file.add(to_json(*records.end));
+  } else {
+    fmt::print(stderr, "attest: stopped after {} timeouts, with {} of {} cases run; --max-timeouts allows more\n",
+               timeouts, finished, run.planned);
+  }
   return write_reports(records, out) ? exit_ok : exit_red;
 }
 
@@ -202,6 +244,9 @@ void add_certify_command(CLI::App& app, const Common& common, int& exit_code) {
   command->add_option("--jobs,-j", options->jobs, "Workers at once")->check(CLI::Range(1, 256))->capture_default_str();
   command->add_option("--timeout", options->timeout, "Seconds that one call of the backend may take")
       ->check(CLI::Range(0.01, 86400.0))
+      ->capture_default_str();
+  command->add_option("--max-timeouts", options->max_timeouts, "Stop the run, incomplete, after so many timeouts")
+      ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
   command->add_option("--out,-o", options->out, "Folder for records and reports (default: results/<backend>)");
   command->callback([&common, &exit_code, options] { exit_code = certify(common, *options); });

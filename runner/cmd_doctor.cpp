@@ -31,10 +31,10 @@ constexpr const char* kCompiler = "g++";
 /// One line: a mark, a subject, what is so. Counts what is broken (not what is merely absent).
 class Report {
  public:
-  void good(const std::string& subject, const std::string& text) {
+  void good(const std::string& subject, const std::string& text) const {
     line(colour_ ? "\033[32m✓\033[0m" : "✓", subject, text);
   }
-  void absent(const std::string& subject, const std::string& text) { line("-", subject, text); }
+  static void absent(const std::string& subject, const std::string& text) { line("-", subject, text); }
   void broken(const std::string& subject, const std::string& text) {
     line(colour_ ? "\033[31m✗\033[0m" : "✗", subject, text);
     ++broken_;

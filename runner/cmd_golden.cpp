@@ -127,10 +127,12 @@ int make(const Common& common, const Options& options) {
   for (const Case* c : select(suite, options.selection)) {
     if (options.all || !is_current(manifest, *c, suite.root)) stale.push_back(c);
   }
-  // A case that is gone takes its golden along.
+  // A case that is gone takes its golden along; but who asked for some cases has said nothing of the others.
   std::vector<std::string> gone;
+  const bool selected = !options.selection.ids.empty() || !options.selection.filter.empty();
   for (const auto& [id, entry] : manifest.cases) {
-    if (std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; }))
+    if (!selected &&
+        std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; }))
       gone.push_back(id);
   }
   for (const std::string& id : gone) {

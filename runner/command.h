@@ -23,6 +23,7 @@ enum Exit : int {
 /// Options before the subcommand.
 struct Common {
   std::filesystem::path suite;  ///< --suite
+  std::string program;          ///< What a person types to call this program, from any folder.
 };
 
 void add_cases_command(CLI::App& app, const Common& common, int& exit_code);

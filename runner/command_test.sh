@@ -58,7 +58,12 @@ done
 
 # Wrong arguments.
 refused "subcommand" 
+refused '"bogus"' bogus
+refused '"bogus"' cases bogus
 refused "--nonsense" certify --backend template --nonsense
+refused "--nonsense" certify --nonsense
+refused "--timeout" certify --backend template --timeout nan
+refused "--timeout" certify --backend template --timeout inf
 refused "--backend" certify
 refused "no such case" certify --backend template --filter "no such case"
 refused "wanted one of: core" certify --backend template --profile nonsense
@@ -69,7 +74,7 @@ refused "--jobs" certify --backend template --jobs 0
 refused "is no suite" --suite /nonexistent cases list
 
 # Backends that cannot be loaded.
-refused "there: " certify --backend nonsense
+refused '"nonsense"' certify --backend nonsense
 refused "/nonexistent/mine.so" certify --backend /nonexistent/mine.so
 printf 'no library' >broken.so
 refused "broken.so" certify --backend ./broken.so
@@ -100,6 +105,15 @@ fresh_suite
 sed -i '0,/"seed": [0-9]*/s//"seed": 987654/' "$case_file"
 refused "belongs to another version" --suite suite certify --backend template
 fresh_suite
+sed -i '0,/"seed": \([0-9]*\)/s//"seed": \1, "seed": \1/' "$case_file"
+refused 'append.json: the key "seed" is there twice' --suite suite certify --backend template
+fresh_suite
+printf '{"schema": "attest/goldens/1", "oracle": "none", "cases": 3}' >suite/golden/manifest.json
+refused "manifest.json.cases: got 3" --suite suite cases show "$one_case"
+fresh_suite
+printf '{"schema": "attest/bugs/1", "bugs": {}}' >suite/cases/bugs.json
+refused "bugs.json.bugs: got {}" --suite suite cases list
+fresh_suite
 rm suite/golden/manifest.json
 refused "manifest.json" --suite suite certify --backend template
 [ ! -e results ] || fail "a refused run has written results"
@@ -111,6 +125,25 @@ for file in records.jsonl junit.xml report.html certificate.md; do
 done
 accepted 0 "subset" report subset/records.jsonl --out again
 cmp -s subset/report.html again/report.html || fail "the report made again differs"
+
+# Two runs into one folder would mix their records; an answer that nobody can read is none.
+exec {lock}>>subset/records.jsonl
+flock "$lock"
+cp subset/records.jsonl before.jsonl
+refused "subset: is in use by another run" certify --backend template --case "$one_case" --out subset
+cmp -s before.jsonl subset/records.jsonl || fail "a run that was refused has changed the other's records"
+exec {lock}>&-
+for arguments in "certify --backend template --case $one_case --out full" "cases list" --help; do
+  # shellcheck disable=SC2086  # words on purpose
+  "$attest" $arguments >/dev/full 2>err.txt
+  [ $? -eq 2 ] || fail "attest $arguments >/dev/full : the exit code is not 2"
+  grep -q "standard output cannot be written" err.txt || fail "attest $arguments >/dev/full : $(cat err.txt)"
+done
+mkdir unwritable
+ln -s /dev/full unwritable/records.jsonl
+refused "unwritable/records.jsonl: cannot be written: No space" certify --backend template --case "$one_case" \
+  --out unwritable
+
 head -c 200 subset/records.jsonl >cut.jsonl
 refused "cut.jsonl" report cut.jsonl
 refused "cannot be read" report /nonexistent.jsonl
@@ -120,6 +153,21 @@ if [ -e "$hostile/attest-backend-hostile.so" ]; then
   accepted 1 "--option fault=wrong" certify --backend "$hostile/attest-backend-hostile.so" --option fault=wrong \
     --case "$one_case" --out wrong
   accepted 1 "allowed" report wrong/records.jsonl
+  # The command in the report runs when it is pasted elsewhere.
+  (cd "$(dirname "$hostile")/backends" && "$attest" certify --backend ./attest-backend-hostile.so --timeout 9 \
+    --option fault=wrong --case "$one_case" --out "$work/wrong") >out.txt 2>&1
+  again=$(sed -n 's/^  again   //p' out.txt)
+  [[ $again == "$attest "*"certify --backend /"*" --timeout 9 --case $one_case" ]] || fail "run it again: $again"
+  (cd / && eval "$again --out '$work/wrong'") >out.txt 2>&1
+  [ $? -eq 1 ] || fail "run it again: $again: $(tail -n 3 out.txt)"
+  ATTEST_PROGRAM="/a b/attest" accepted 1 "again   '/a b/attest' --suite $root certify" --suite "$root" certify \
+    --backend "$hostile/attest-backend-hostile.so" --option fault=wrong --case "$one_case" --out wrong
+
+  # A backend that hangs costs a few timeouts, not one a case; and what was run is written down.
+  accepted 1 "stopped after 2 timeouts, with 2 of" certify --backend "$hostile/attest-backend-hostile.so" \
+    --option fault=hang --filter 'with_cache/*' --timeout 0.2 --max-timeouts 2 --jobs 1 --out hung
+  grep -q "NOT CERTIFIED .* incomplete: 2 of" out.txt || fail "too many timeouts: $(tail -n 1 out.txt)"
+  [ "$(wc -l <hung/records.jsonl)" -eq 3 ] || fail "hung/records.jsonl should have a run and two cases"
 fi
 
 # Nothing is printed in colour into a file.

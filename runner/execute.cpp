@@ -48,7 +48,9 @@ void malform(protocol::Tensors& tensors, const Malformed& malformed) {
   if (found == tensors.end()) throw Error("malform: the step has no " + malformed.argument);
   protocol::Tensor& tensor = found->second;
   const auto bend = [&](size_t axis) {
-    if (axis < tensor.shape.size()) tensor.shape[axis] += tensor.shape[axis] > 1 ? -1 : 1;
+    if (axis >= tensor.shape.size()) return;
+    if (tensor.shape[axis] == 1) tensor.strides[axis] = 1;
+    tensor.shape[axis] += tensor.shape[axis] > 1 ? -1 : 1;
   };
   if (malformed.change == "dtype") {
     tensor.dtype = tensor.dtype == DType::f32 ? DType::f16 : DType::u8;
@@ -64,12 +66,67 @@ void malform(protocol::Tensors& tensors, const Malformed& malformed) {
   }
 }
 
+/// How tensors lie in memory where the case leaves it open. T1 holds for all tensors of all cases, so a part of them is
+/// offset, padded and transposed everywhere; the others stay plain, as most callers hand them over and as fast paths
+/// want them. The choice hashes the case's id, the tensor's name and its place: it never changes from run to run, and
+/// a backend can do no step without meeting it.
+class Placement {
+ public:
+  /// A stride that nobody may use.
+  static constexpr int64_t absurd = 1'000'003;
+
+  Placement(const Case& c, Arena& arena) : id_(c.id), arena_(arena) {}
+
+  /// A block with these strides, but for those on axes of extent 1: every second block has absurd ones there.
+  const Block& add(std::string name, DType dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+    const uint32_t bits = hash(name, arena_.bytes());
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      if (shape[axis] == 1 && (bits & kAbsurd) != 0) strides[axis] = absurd;
+    }
+    return arena_.add(std::move(name), dtype, std::move(shape), std::move(strides));
+  }
+
+  /// A block in an order of our own: plain, padded, in reverse order, or both. A vector has a stride of 1 or 2.
+  const Block& add(std::string name, DType dtype, const std::vector<int64_t>& shape) {
+    const uint32_t bits = hash(name, arena_.bytes());
+    std::string letters;
+    for (size_t axis = 0; axis < shape.size(); ++axis) letters += static_cast<char>('a' + axis);
+    Layout layout{letters, (bits & kPad) != 0 ? 3 : 0};
+    if ((bits & kReverse) != 0) std::reverse(layout.order.begin(), layout.order.end());
+    std::vector<int64_t> strides = strides_for(shape, letters, layout);
+    if (shape.size() == 1 && (bits & kPad) != 0) strides[0] = 2;
+    return add(std::move(name), dtype, shape, std::move(strides));
+  }
+
+  /// The block as a backend sees it: `data` of every second one points before element 0, into the guard.
+  [[nodiscard]] protocol::Tensor tensor_of(const Block& block) const {
+    protocol::Tensor tensor = protocol::tensor_of(block);
+    if ((hash(block.name, block.begin) & kOffset) != 0) tensor.byte_offset = kBlockAlignment;
+    return tensor;
+  }
+
+ private:
+  enum Bit : uint32_t { kOffset = 1, kAbsurd = 2, kPad = 4, kReverse = 8 };
+
+  /// FNV-1a over the names, then mixed: its lowest bits alone would only be a parity.
+  [[nodiscard]] uint32_t hash(std::string_view name, int64_t place) const {
+    uint64_t h = 0xcbf29ce484222325U;
+    for (const char letter : fmt::format("{} {} {}", id_, name, place)) {
+      h = (h ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
+    }
+    return static_cast<uint32_t>(h >> 37);
+  }
+
+  std::string id_;
+  Arena& arena_;
+};
+
 }  // namespace
 
 /// The memory of one case and its way through the steps.
 struct Executor::Session {
   Session(const Case& c_, const Timeline& timeline_, const Inputs& inputs_)
-      : c(c_), timeline(timeline_), inputs(inputs_) {
+      : c(c_), timeline(timeline_), inputs(inputs_), placement(c_, arena) {
     lay_out();
     arena.commit();
     fill_weights();
@@ -91,16 +148,16 @@ struct Executor::Session {
     const Problem& p = c.problem;
     const bool layer = p.level == Level::layer;
     for (const auto& [name, tensor] : named(inputs.weights)) {
-      if (!tensor->data.empty()) weights.emplace_back(&arena.add(name, p.dtype, tensor->shape), tensor);
+      if (!tensor->data.empty()) weights.emplace_back(&placement.add(name, p.dtype, tensor->shape), tensor);
     }
     if (p.cache != CacheKind::none) {
       const auto cache = [&](const char* name, int64_t channels) {
         const std::vector<int64_t> shape{p.batch, p.capacity, p.kv_heads, channels};
-        return &arena.add(name, p.dtype, shape, strides_for(shape, "bshd", c.layouts.cache));
+        return &placement.add(name, p.dtype, shape, strides_for(shape, "bshd", c.layouts.cache));
       };
       cache_key = cache("cache.key", p.qk_head_dim);
       cache_value = cache("cache.value", p.v_head_dim);
-      cache_lengths = &arena.add("cache.lengths", DType::i32, {p.batch});
+      cache_lengths = &placement.add("cache.lengths", DType::i32, {p.batch});
     }
     const std::string_view letters = layer ? "bsd" : "bshd";
     for (size_t s = 0; s < timeline.size(); ++s) {
@@ -108,7 +165,7 @@ struct Executor::Session {
       StepBlocks blocks;
       if (moment.step.kind == StepKind::attend) {
         const auto add = [&](const char* name, const std::vector<int64_t>& shape, const Layout& layout) {
-          return &arena.add(name, p.dtype, shape, strides_for(shape, letters, layout));
+          return &placement.add(name, p.dtype, shape, strides_for(shape, letters, layout));
         };
         const StepInputs& in = inputs.steps[s];
         blocks.query = add("query", in.query.shape, c.layouts.query);
@@ -121,14 +178,14 @@ struct Executor::Session {
           return std::any_of(counts.begin(), counts.end(), [&](int64_t n) { return n != most; });
         };
         if (ragged(moment.step.queries, moment.max_queries))
-          blocks.query_lengths = &arena.add("query_lengths", DType::i32, {p.batch});
+          blocks.query_lengths = &placement.add("query_lengths", DType::i32, {p.batch});
         if (ragged(moment.step.keys, moment.max_keys))
-          blocks.key_lengths = &arena.add("key_lengths", DType::i32, {p.batch});
+          blocks.key_lengths = &placement.add("key_lengths", DType::i32, {p.batch});
         blocks.output = add("output",
                             layer ? std::vector<int64_t>{p.batch, moment.max_queries, p.d_model}
                                   : std::vector<int64_t>{p.batch, moment.max_queries, p.query_heads, p.v_head_dim},
                             c.layouts.output);
-        if (p.lse) blocks.lse = &arena.add("lse", DType::f32, {p.batch, p.query_heads, moment.max_queries});
+        if (p.lse) blocks.lse = &placement.add("lse", DType::f32, {p.batch, p.query_heads, moment.max_queries});
       }
       steps.push_back(blocks);
     }
@@ -174,7 +231,7 @@ struct Executor::Session {
     const StepBlocks& blocks = steps[s];
     RunRequest request;
     const auto name = [&](const char* argument, const Block* block) {
-      if (block != nullptr) request.tensors.emplace(argument, protocol::tensor_of(*block));
+      if (block != nullptr) request.tensors.emplace(argument, placement.tensor_of(*block));
     };
     name("query", blocks.query);
     name("key", blocks.key);
@@ -271,6 +328,7 @@ struct Executor::Session {
   const Timeline& timeline;
   const Inputs& inputs;
   Arena arena;
+  Placement placement;
   std::vector<std::pair<const Block*, const Dense<float>*>> weights;
   std::vector<std::vector<std::byte>> weight_images;
   const Block *cache_key = nullptr, *cache_value = nullptr, *cache_lengths = nullptr;
@@ -362,7 +420,8 @@ CaseRecord Executor::run(const Case& c, const Golden& golden, double worst_radiu
   {
     const Stopwatch watch(record.seconds["prepare"]);
     protocol::Tensors weights;
-    for (const auto& [block, tensor] : session->weights) weights.emplace(block->name, protocol::tensor_of(*block));
+    for (const auto& [block, tensor] : session->weights)
+      weights.emplace(block->name, session->placement.tensor_of(*block));
     const auto prepared = worker_->prepare(c.problem, session->arena, weights, choice_.limit);
     if (!prepared) {
       failed(prepared.error(), 0, "prepare");

@@ -65,8 +65,10 @@ std::vector<CaseRecord> run_three(std::map<std::string, std::string> options, co
   std::vector<Planned> plan;
   for (const Prepared& p : three_cases()) plan.push_back({&p.c, p.golden, p.worst_radius, "again"});
   std::vector<CaseRecord> records;
-  run_campaign(
-      plan, choice, 1, [](const CaseRecord&) { return true; }, [&](const CaseRecord& r) { records.push_back(r); });
+  run_campaign(plan, choice, 1, [&](const CaseRecord& record) {
+    records.push_back(record);
+    return true;
+  });
   return records;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <cmath>
 #include <limits>
 
@@ -33,6 +34,17 @@ size_t flat(const std::vector<int64_t>& shape, const std::vector<int64_t>& index
   return static_cast<size_t>(at);
 }
 
+/// Whether the text has the word, not as a part of a longer one: "8" is not in "18".
+bool has_word(const std::string& text, const std::string& word) {
+  const auto inside = [&](size_t at) {
+    return at < text.size() && (std::isalnum(static_cast<unsigned char>(text[at])) != 0 || text[at] == '_');
+  };
+  for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) {
+    if ((at == 0 || !inside(at - 1)) && !inside(at + word.size())) return true;
+  }
+  return false;
+}
+
 bool same_bits(float a, float b) {
   return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
 }
@@ -51,12 +63,14 @@ struct Judge::Comparison {
   std::vector<int64_t> worst_index, first_unwritten;
 
   /// The ratio error / allowed; infinite where no finite error is right.
-  double add(float actual, double golden, double tolerance, const std::vector<int64_t>& index) {
+  /// With `other_bits`, equal values are wrong too: a zero of the other sign where a copy was wanted.
+  double add(float actual, double golden, double tolerance, const std::vector<int64_t>& index,
+             bool other_bits = false) {
     const auto value = static_cast<double>(actual);
     double ratio = 0;
     if (std::isinf(golden)) {
       ratio = value == golden ? 0 : kInfinity;
-    } else if (!std::isfinite(value)) {
+    } else if (!std::isfinite(value) || other_bits) {
       ratio = kInfinity;
     } else if (value != golden) {
       ratio = std::fabs(value - golden) / tolerance;
@@ -70,7 +84,7 @@ struct Judge::Comparison {
         ++not_a_number;
       }
     }
-    if (ratio > worst_ratio) {
+    if (!(ratio <= worst_ratio)) {
       worst_ratio = ratio;
       got = value;
       wanted = golden;
@@ -133,7 +147,7 @@ void Judge::judge_refusal(size_t s, const StepOutcome& outcome) {
   const Step& step = timeline_[s].step;
   // V3: whoever reads the message must find the place.
   const std::string wanted = step.malformed ? step.malformed->argument : std::to_string(c_.problem.capacity);
-  if (outcome.message.find(wanted) == std::string::npos) {
+  if (!has_word(outcome.message, wanted)) {
     add("message", "V3", s, "",
         fmt::format("its message should name {} \"{}\"; it says: \"{}\"",
                     step.malformed ? "the argument" : "the capacity", wanted, outcome.message));
@@ -150,10 +164,12 @@ void Judge::judge_refusal(size_t s, const StepOutcome& outcome) {
   if (outcome.before.lengths != outcome.after.lengths) {
     add("refusal", "P5", s, "cache.lengths", "the step was refused, but had already advanced the lengths");
   }
-  const auto written = std::count_if(outcome.output.data.begin(), outcome.output.data.end(),
-                                     [](float x) { return std::bit_cast<uint32_t>(x) != kUnwritten; });
-  if (written > 0) {
-    add("refusal", "P5", s, "output", fmt::format("the step was refused, but had already written {} outputs", written));
+  for (const auto& [name, tensor] : {std::pair{"output", &outcome.output}, {"lse", &outcome.lse}}) {
+    const auto written = std::count_if(tensor->data.begin(), tensor->data.end(),
+                                       [](float x) { return std::bit_cast<uint32_t>(x) != kUnwritten; });
+    if (written > 0) {
+      add("refusal", "P5", s, name, fmt::format("the step was refused, but had already written {} elements", written));
+    }
   }
 }
 
@@ -263,6 +279,7 @@ void Judge::judge_unchecked_rows(size_t s, const StepOutcome& outcome) {
       if (bad++ == 0) first = fmt::format("sequence {}, token {}: {}", row.sequence, row.index, x);
     }
   }
+  if (p.lse) judge_unchecked_lse(s, outcome);
   if (bad > 0) {
     Finding& finding =
         add("invariant", "A6", s, "output",
@@ -270,6 +287,21 @@ void Judge::judge_unchecked_rows(size_t s, const StepOutcome& outcome) {
                         first));
     finding.bad = bad;
     finding.total = static_cast<int64_t>(moment.rows.size()) * width;
+  }
+}
+
+void Judge::judge_unchecked_lse(size_t s, const StepOutcome& outcome) {
+  for (const Row& row : timeline_[s].rows) {
+    for (int64_t h = 0; h < c_.problem.query_heads; ++h) {
+      const float x = outcome.lse.data[flat(outcome.lse.shape, {row.sequence, h, row.index})];
+      const bool empty = row.begin == row.end && std::isinf(x) && x < 0;
+      if (std::isfinite(x) || empty) continue;
+      Finding& finding = add("invariant", "T4", s, "lse", "a row without a golden has no finite log-sum-exp");
+      finding.index = {row.sequence, h, row.index};
+      finding.index_names = "sequence,head,token";
+      finding.got = static_cast<double>(x);
+      return;
+    }
   }
 }
 
@@ -331,9 +363,8 @@ void Judge::judge_cache_tensor(size_t s, const char* name, const Dense<float>& b
           const auto element = static_cast<size_t>(h * after.shape[3] + d);
           if (golden.empty()) {
             const float wanted = input.data[source + element];
-            // Bit for bit: a zero of the other sign is another value here.
-            comparison.add(got == wanted && !same_bits(got, wanted) ? std::numeric_limits<float>::quiet_NaN() : got,
-                           static_cast<double>(wanted), std::numeric_limits<double>::denorm_min(), index);
+            comparison.add(got, static_cast<double>(wanted), std::numeric_limits<double>::denorm_min(), index,
+                           got == wanted && !same_bits(got, wanted));
           } else {
             comparison.add(got, golden.value[golden_at + element],
                            static_cast<double>(golden.allowed[golden_at + element]), index);

@@ -62,6 +62,7 @@ class Judge {
   void judge_refusal(size_t s, const StepOutcome& outcome);
   void judge_rows(size_t s, const StepOutcome& outcome);
   void judge_unchecked_rows(size_t s, const StepOutcome& outcome);
+  void judge_unchecked_lse(size_t s, const StepOutcome& outcome);
   void judge_cache(size_t s, const StepOutcome& outcome);
   void judge_cache_tensor(size_t s, const char* name, const Dense<float>& before, const Dense<float>& after,
                           const Dense<float>& input, const GoldenTensor& golden);

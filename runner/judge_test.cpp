@@ -161,6 +161,11 @@ TEST_CASE("cache: history, appended tokens, lengths and slots that no token was 
   history.check_one(1, "cache", "C5", [](StepOutcome& o) { o.after.key.data[4] += 1; });
   Bench appended;
   appended.check_one(1, "cache", "C1", [](StepOutcome& o) { o.after.value.data[3 * 4 + 1] += 1e-6F; });
+  Bench negative_zero;
+  for (float& x : negative_zero.inputs.steps[1].key.data) x = -0.0F;
+  negative_zero.check_one(1, "cache", "C1", [](StepOutcome& o) {
+    for (float& x : o.after.key.data) x = x == 0 ? 0.0F : x;
+  });
   Bench skipped;
   skipped.check_one(1, "cache", "C1", [](StepOutcome& o) { o.after.key.data[3 * 4] = NAN; });
   Bench length;
@@ -197,6 +202,7 @@ TEST_CASE("a refusal changes nothing and says why") {
     o.message = "4 cached + 3 new tokens, capacity is 6";
     o.after = o.before;
     for (float& x : o.output.data) x = std::bit_cast<float>(kUnwritten);
+    for (float& x : o.lse.data) x = std::bit_cast<float>(kUnwritten);
   };
   Bench good(steps);
   CHECK(good.findings(1, refuse).empty());
@@ -208,6 +214,10 @@ TEST_CASE("a refusal changes nothing and says why") {
   dirty.check_one(1, "refusal", "P5", [&](StepOutcome& o) { refuse(o), o.after.key.data[4 * 4] = 1; });
   Bench advanced(steps);
   advanced.check_one(1, "refusal", "P5", [&](StepOutcome& o) { refuse(o), o.after.lengths[0] = 6; });
+  Bench lse(steps);
+  lse.check_one(1, "refusal", "P5", [&](StepOutcome& o) { refuse(o), o.lse.data[0] = 0; });
+  Bench number(steps);
+  number.check_one(1, "message", "V3", [&](StepOutcome& o) { refuse(o), o.message = "16 is too much"; });
   Bench written(steps);
   written.check_one(1, "refusal", "P5", [&](StepOutcome& o) { refuse(o), o.output.data[0] = 0; });
 }
@@ -221,6 +231,9 @@ TEST_CASE("rows without a golden must still be finite and within their values") 
   bench.golden.steps[0].rows = {0, 0};
   const auto small = [](StepOutcome& o) { std::fill(o.output.data.begin() + 8, o.output.data.end(), 0.0F); };
   CHECK(bench.findings(0, small).empty());
+  Bench lse;
+  lse.golden = bench.golden;
+  lse.check_one(0, "invariant", "T4", [&](StepOutcome& o) { small(o), o.lse.data[4] = NAN; });
   Bench copy;
   copy.golden = bench.golden;
   copy.check_one(0, "invariant", "A6", [&](StepOutcome& o) { small(o), o.output.data[9] = 100; });

@@ -93,7 +93,7 @@ fs::path find_backend(const std::string& name_or_path) {
     if (backend.name == name_or_path) return backend.path;
     names.push_back(backend.name);
   }
-  throw Error::at("backend", "\"{}\" is in none of {}; there: {}", name_or_path, joined(backend_places()),
+  throw Error::at("--backend", "got \"{}\", which is in none of {}; there: {}", name_or_path, joined(backend_places()),
                   names.empty() ? "nothing" : fmt::format("{}", fmt::join(names, ", ")));
 }
 

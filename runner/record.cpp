@@ -80,18 +80,6 @@ int64_t count(Fields& fields, std::string_view name) {
   return value;
 }
 
-const Json& array(Fields& fields, std::string_view name) {
-  const Json& value = fields.at(name);
-  if (!value.is_array()) throw Error::at(fields.place(name), "wanted an array");
-  return value;
-}
-
-const Json& object(Fields& fields, std::string_view name) {
-  const Json& value = fields.at(name);
-  if (!value.is_object()) throw Error::at(fields.place(name), "wanted an object");
-  return value;
-}
-
 Finding finding_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   Finding finding;
@@ -120,7 +108,7 @@ ErrorMap error_map_from_json(const Json& json, const std::string& place) {
   map.heads = count(fields, "heads");
   map.positions = count(fields, "positions");
   map.first_position = fields.required<int64_t>("first_position");
-  const Json& ratio = array(fields, "ratio");
+  const Json& ratio = fields.array("ratio");
   const auto size = static_cast<int64_t>(ratio.size());
   // Compared by division: three extents of a broken file may well overflow their product.
   const int64_t rows = map.heads == 0 || map.positions == 0 ? 0 : size / map.heads / map.positions;
@@ -147,7 +135,7 @@ RunRecord run_from_json(Fields& fields) {
   run.backend_description = fields.required<std::string>("backend_description");
   run.device = fields.required<std::string>("device");
   run.library = fields.required<std::string>("library");
-  for (const auto& [key, value] : object(fields, "options").items()) {
+  for (const auto& [key, value] : fields.object("options").items()) {
     run.options[key] = json_to<std::string>(value, fields.place("options") + "." + key);
   }
   run.host = fields.required<std::string>("host");
@@ -164,6 +152,7 @@ RunRecord run_from_json(Fields& fields) {
 
 CaseRecord case_from_json(Fields& fields) {
   CaseRecord record;
+  record.index = count(fields, "index");
   record.id = fields.required<std::string>("id");
   record.family = fields.required<std::string>("family");
   record.about = fields.required<std::string>("about");
@@ -173,7 +162,7 @@ CaseRecord case_from_json(Fields& fields) {
   record.identity = fields.required<std::string>("identity");
   record.status = fields.choice<Status>("status", kStatuses);
   record.reason = fields.required<std::string>("reason");
-  const Json& findings = array(fields, "findings");
+  const Json& findings = fields.array("findings");
   for (size_t i = 0; i < findings.size(); ++i) {
     record.findings.push_back(finding_from_json(findings[i], fmt::format("{}[{}]", fields.place("findings"), i)));
   }
@@ -181,7 +170,7 @@ CaseRecord case_from_json(Fields& fields) {
   if (fields.has("error_map")) {
     record.error_map = error_map_from_json(fields.at("error_map"), fields.place("error_map"));
   }
-  for (const auto& [phase, seconds] : object(fields, "seconds").items()) {
+  for (const auto& [phase, seconds] : fields.object("seconds").items()) {
     record.seconds[phase] = json_to<double>(seconds, fields.place("seconds") + "." + phase);
   }
   record.repro = fields.required<std::string>("repro");
@@ -231,6 +220,7 @@ Json to_json(const CaseRecord& record) {
   Json seconds = Json::object();
   for (const auto& [phase, value] : record.seconds) seconds[utf8(phase)] = value;
   Json json{{"record", "case"},
+            {"index", record.index},
             {"id", utf8(record.id)},
             {"family", utf8(record.family)},
             {"about", utf8(record.about)},
@@ -250,6 +240,11 @@ Json to_json(const CaseRecord& record) {
 
 Json to_json(const EndRecord& end) {
   return {{"record", "end"}, {"cases", end.cases}, {"wall_seconds", end.wall_seconds}};
+}
+
+void sort_by_plan(std::vector<CaseRecord>& cases) {
+  std::stable_sort(cases.begin(), cases.end(),
+                   [](const CaseRecord& a, const CaseRecord& b) { return a.index < b.index; });
 }
 
 Records read_records(const std::filesystem::path& path) {
@@ -286,6 +281,7 @@ Records read_records(const std::filesystem::path& path) {
     fields.finish();
   }
   if (!has_run) throw Error::at(place, "the file is empty, wanted a \"run\" record");
+  sort_by_plan(records.cases);
   return records;
 }
 

@@ -2,7 +2,8 @@
 // The records of a run: what `certify` writes as JSON lines, and all that reports read (schema:
 // spec/schema/record.schema.json). A report can be made again from them without the backend.
 //
-// A file is one `run` line, one `case` line per case in plan order, one `end` line; without its end it is incomplete.
+// A file is one `run` line, one `case` line per case as it finished, one `end` line; without its end it is incomplete.
+// Workers finish in any order, so each case has its place in the plan.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,7 @@ struct ErrorMap {
 };
 
 struct CaseRecord {
+  int64_t index = 0;  ///< Place in the plan, from 0.
   std::string id, family, about;
   std::vector<std::string> profiles, clauses, kills;
   std::string identity;  ///< Full identity line of the case.
@@ -82,7 +84,10 @@ struct Records {
 Json to_json(const RunRecord& run);
 Json to_json(const CaseRecord& record);
 Json to_json(const EndRecord& end);
-/// Reads a records file; throws on a broken line, an unknown field, a missing or second `run` line, a duplicate case.
+/// Brings cases that finished in any order back into the plan's.
+void sort_by_plan(std::vector<CaseRecord>& cases);
+/// Reads a records file, cases in plan order; throws on a broken line, an unknown field, a missing or second `run`
+/// line, a duplicate case.
 Records read_records(const std::filesystem::path& path);
 
 /// What the records say of one profile.

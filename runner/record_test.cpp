@@ -152,6 +152,17 @@ TEST_CASE("a backend's bytes cannot stop a record from being written") {
   CHECK(read_records(file.path()).cases[0].reason == "bad \uFFFD\x01\n bytes");
 }
 
+TEST_CASE("cases that finished in another order are read in the plan's") {
+  CaseRecord first = sample_case(), second = sample_case();
+  second.index = 1;
+  second.id = "with_cache/second";
+  const TemporaryFile file(lines({to_json(sample_run()), to_json(second), to_json(first)}));
+  const Records records = read_records(file.path());
+  REQUIRE(records.cases.size() == 2);
+  CHECK(records.cases[0].id == first.id);
+  CHECK(records.cases[1].id == second.id);
+}
+
 TEST_CASE("a file without its end is read and has none") {
   const TemporaryFile file(lines({to_json(sample_run()), to_json(sample_case())}));
   CHECK_FALSE(read_records(file.path()).end);
@@ -185,6 +196,8 @@ TEST_CASE("broken files are refused with the line") {
       {run + "[1]\n", ":2: got [1], wanted an object"},
       {run + "{\"record\":\"casé\"}\n", ":2.record: got \"casé\", wanted one of: run, case, end"},
       {run + with(case_json, "extra", 1), ":2: unknown field \"extra\""},
+      {run + without(case_json, "index"), ":2: the field \"index\" is missing"},
+      {run + with(case_json, "index", -1), ":2.index: got -1, wanted 0 or more"},
       {run + without(case_json, "repro"), ":2: the field \"repro\" is missing"},
       {run + with(case_json, "status", "passed"), ":2.status: got \"passed\""},
       {run + with(case_json, "worst_ratio", "inf"), ":2.worst_ratio: got \"inf\", wanted a number"},

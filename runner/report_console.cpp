@@ -190,19 +190,22 @@ std::string failure_block(const CaseRecord& record, bool colour) {
   } else {
     const Finding& first = record.findings.front();
     std::string what = printable(first.kind);
-    if (!first.clause.empty()) what += fmt::format(", clause {}", printable(first.clause));
+    if (!first.clause.empty() && !cites_its_case(record, first)) what += ", clause " + printable(first.clause);
     if (!first.text.empty()) what += ": " + printable(first.text);
+    if (cites_its_case(record, first)) {
+      what += printable(fmt::format("; clauses tested: {}", fmt::join(record.clauses, ", ")));
+    }
     line("finding", what);
     line("at", place_text(first));
     line("", numbers_text(first));
   }
   for (size_t i = 1; i < std::min(record.findings.size(), kOtherFindings + 1); ++i) {
-    line("also", finding_text(record.findings[i]));
+    line("also", finding_text(record, record.findings[i]));
   }
   if (record.findings.size() > kOtherFindings + 1) {
     line("", fmt::format("and {} more", record.findings.size() - kOtherFindings - 1));
   }
-  line("catches", printable(fmt::format("{}", fmt::join(record.kills, ", "))));
+  line("aims at", printable(fmt::format("{}", fmt::join(record.kills, ", "))));
   line("again", printable(record.repro));
   return text;
 }

@@ -10,7 +10,8 @@
 
 namespace attest {
 
-/// A failing case in a few lines: what is wrong, the bugs that the case is there to catch, the command that repeats it.
+/// A failing case in a few lines: what is wrong, the bugs that the case aims at (not: that were found), the command
+/// that repeats it.
 std::string failure_block(const CaseRecord& record, bool colour);
 
 /// Tables by family and profile, what did not pass, where the time went, and the certificate as the last line.

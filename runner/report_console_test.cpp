@@ -39,6 +39,7 @@ CaseRecord sample_case(const std::string& id, Status status, const std::string& 
   record.family = family;
   record.about = "A needle.";
   record.profiles = {"core"};
+  record.clauses = {"M3", "M2"};
   record.kills = {"causal-plus1", "cache-len-off1"};
   record.status = status;
   record.worst_ratio = status == Status::pass ? 0.25 : 312500;
@@ -118,7 +119,7 @@ TEST_CASE("a failing case as a block") {
   }
   CHECK(failure_block(record, false) ==
         "fail      with_cache/needle  A needle.\n"
-        "  finding value, clause M3: differs from the golden by more than the allowed error\n"
+        "  finding value: differs from the golden by more than the allowed error; clauses tested: M3, M2\n"
         "  at      step 3, output[sequence 0, token 3, head 1, channel 7]\n"
         "          got 0.125, wanted 0.5, allowed 1.2e-06, error/allowed 3.1e+05, 12 of 384 elements\n"
         "  also    length (C2) step 0, cache.lengths: not advanced\n"
@@ -127,8 +128,19 @@ TEST_CASE("a failing case as a block") {
         "  also    length (C2) step 3, cache.lengths: not advanced\n"
         "  also    length (C2) step 4, cache.lengths: not advanced\n"
         "          and 2 more\n"
-        "  catches causal-plus1, cache-len-off1\n"
+        "  aims at causal-plus1, cache-len-off1\n"
         "  again   attest certify --backend mine --case with_cache/needle\n");
+}
+
+TEST_CASE("a finding's own clause is named, one that is only its case's is not") {
+  CaseRecord record = sample_case("needle", Status::fail);
+  record.findings.push_back(sample_finding());
+  CHECK(failure_block(record, false).find("  also    value step 3, output") != std::string::npos);
+  record.findings[0].clause = "E1";
+  CHECK(failure_block(record, false).find("  finding value, clause E1: differs") != std::string::npos);
+  record.findings[0].clause = "M3";
+  record.findings[0].kind = "guard";
+  CHECK(failure_block(record, false).find("  finding guard, clause M3: differs") != std::string::npos);
 }
 
 TEST_CASE("the summary of a run") {

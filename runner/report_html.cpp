@@ -140,9 +140,12 @@ std::string times(const Records& records) {
       total, bar, key);
 }
 
-std::string finding_block(const Finding& finding) {
+std::string finding_block(const CaseRecord& record, const Finding& finding) {
   std::string text = fmt::format("<div class=\"finding\"><p><span class=\"kind\">{}</span> ", safe(finding.kind));
-  if (!finding.clause.empty()) text += fmt::format("<span class=\"chip\">{}</span>", safe(finding.clause));
+  // A clause that is only the case's stands with the others below, under "Clauses it tests".
+  if (!finding.clause.empty() && !cites_its_case(record, finding)) {
+    text += fmt::format("<span class=\"chip\">{}</span>", safe(finding.clause));
+  }
   text += safe(finding.text) + "</p>";
   text += fmt::format("<p class=\"mono soft\">{}</p>", safe(place_text(finding)));
   std::string values;
@@ -185,7 +188,7 @@ std::string failure_card(const CaseRecord& record, bool open) {
   if (record.findings.empty() && !record.reason.empty()) {
     text += fmt::format("<div class=\"finding\"><p>{}</p></div>\n", safe(record.reason));
   }
-  for (const Finding& finding : record.findings) text += finding_block(finding);
+  for (const Finding& finding : record.findings) text += finding_block(record, finding);
   if (record.error_map) text += error_map_figure(*record.error_map);
   std::string facts;
   const auto fact = [&](std::string_view label, const std::string& html) {

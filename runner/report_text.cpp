@@ -47,7 +47,7 @@ std::string seconds_text(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   if (seconds < 0.9995) return fmt::format("{:.3g} ms", seconds * 1000);
   if (seconds < 99.5) return fmt::format("{:.3g} s", seconds);
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  const auto whole = static_cast<int64_t>(std::llround(seconds));
   if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
   return fmt::format("{} h {:02} min", whole / 3600, whole / 60 % 60);
 }
@@ -86,9 +86,15 @@ std::string numbers_text(const Finding& finding) {
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
-std::string finding_text(const Finding& finding) {
+bool cites_its_case(const CaseRecord& record, const Finding& finding) {
+  return finding.kind == "value" && !record.clauses.empty() && finding.clause == record.clauses.front();
+}
+
+std::string finding_text(const CaseRecord& record, const Finding& finding) {
   std::string text = printable(finding.kind);
-  if (!finding.clause.empty()) text += fmt::format(" ({})", printable(finding.clause));
+  if (!finding.clause.empty() && !cites_its_case(record, finding)) {
+    text += fmt::format(" ({})", printable(finding.clause));
+  }
   text += " " + place_text(finding);
   if (!finding.text.empty()) text += ": " + printable(finding.text);
   if (const std::string numbers = numbers_text(finding); !numbers.empty()) text += "; " + numbers;

@@ -26,8 +26,11 @@ std::string count_text(int64_t count, std::string_view thing);
 std::string place_text(const Finding& finding);
 /// Its numbers: "got 0.5, wanted 0.25, allowed 1.2e-06, error/allowed 2.1e+05, 12 of 384 elements"; empty without any.
 std::string numbers_text(const Finding& finding);
-/// All of it on one line.
-std::string finding_text(const Finding& finding);
+/// Whether a finding has no clause of its own: a wrong value breaks one of those that its case tests, and which one it
+/// cannot tell, so it has the first.
+bool cites_its_case(const CaseRecord& record, const Finding& finding);
+/// All of it on one line; the clause only if it is the finding's own.
+std::string finding_text(const CaseRecord& record, const Finding& finding);
 
 /// Cases of one family (or of all).
 struct Tally {

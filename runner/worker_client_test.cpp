@@ -3,7 +3,6 @@
 #include "runner/worker_client.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <fstream>
 #include <thread>
 
@@ -98,7 +98,7 @@ class Play {
   }
 
   // Values of both sequences' two tokens, in every channel.
-  void set_values(std::vector<float> tokens) {
+  void set_values(const std::vector<float>& tokens) {
     std::vector<float> values;
     for (int b = 0; b < 2; ++b) {
       for (const float token : tokens) values.insert(values.end(), 3, token);
@@ -248,7 +248,7 @@ TEST_CASE("a layer's weights arrive by name") {
   Problem problem;
   problem.level = Level::layer;
   problem.qk_head_dim = problem.v_head_dim = problem.d_model = 2;
-  problem.bias = true;
+  problem.bias = {true, true, true, true};
   Arena arena;
   protocol::Tensors weights;
   std::map<std::string, const Block*> blocks;

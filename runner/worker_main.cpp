@@ -76,7 +76,8 @@ class Blocks {
   Blocks& operator=(const Blocks&) = delete;
   ~Blocks() {
     for (const auto& [begin, buffer] : buffers_) {
-      ask([&](attest_message*) { return library_.table().deallocate(context_, buffer.memory), ATTEST_OK; });
+      void* memory = buffer.memory;  // clang 14 lets no lambda capture a structured binding
+      ask([&](attest_message*) { return library_.table().deallocate(context_, memory), ATTEST_OK; });
     }
   }
 

@@ -82,7 +82,7 @@ struct CachedStep {
     step.output = output.dl();
     step.cache = &cache;
   }
-  Extents check() { return check_step(problem, step); }
+  Extents check() const { return check_step(problem, step); }
 };
 
 std::vector<std::int64_t> list(const Counts& counts) {

@@ -138,7 +138,7 @@ class OneDnn {
     /// Brings the step's new keys (or values) to where attention reads them, and answers where that is: appended to the
     /// cache if there is one, else the tensor itself or, at the layer level, its projection in scratch.
     Tokens<const float> bring(const abi::Extents& extents, std::optional<Projection>& projection, const DLTensor* given,
-                              const DLTensor* cache, std::int64_t dim, Scratch& scratch) {
+                              const DLTensor* cache, std::int64_t dim, Scratch& scratch) const {
       if (cache == nullptr && !projection) return tokens_of<const float>(*given);
       const std::int64_t heads = problem_.kv_heads;
       const Tokens<float> to =

@@ -31,6 +31,7 @@ struct Tokens {
   /// Whether a token's heads lie one after the other without gaps.
   [[nodiscard]] bool row_dense() const { return channels_adjacent() && (heads == 1 || head == width); }
 
+  // NOLINTNEXTLINE(google-explicit-constructor): as a pointer turns into one to const
   operator Tokens<const T>() const { return {data, start, token, head, channel, heads, width}; }
 };
 

@@ -356,6 +356,7 @@ class View {
   }
 
   /// The same elements, read-only.
+  // NOLINTNEXTLINE(google-explicit-constructor): as a pointer turns into one to const
   operator View<const T, Rank>() const requires(!std::is_const_v<T>) { return {data_, shape_, strides_}; }
 
   [[nodiscard]] T* data() const { return data_; }
@@ -657,7 +658,8 @@ inline void check_step_tensors(const attest_problem& p, const attest_step& step,
   const std::int64_t query_tokens = step.query->shape[1];
   if (step.key != nullptr || p.cache == ATTEST_CACHE_NONE) {
     tokens("key", step.key, any_extent, p.kv_heads, p.qk_head_dim);
-    tokens("value", step.value, step.key->shape[1], p.kv_heads, p.v_head_dim);
+    const std::int64_t key_tokens = step.key != nullptr ? step.key->shape[1] : 0;  // it is there: check_tensor throws
+    tokens("value", step.value, key_tokens, p.kv_heads, p.v_head_dim);
   } else {
     check_absent("value", step.value, "there is no key");
   }
@@ -711,9 +713,9 @@ inline Extents check_step(const attest_problem& p, const attest_step& step) {
   };
   // A ring's length counts on beyond its capacity, as far as an int32 goes.
   const std::int64_t limit = p.cache == ATTEST_CACHE_RING ? INT32_MAX : p.capacity;
-  const Extents extents{read("query_lengths", step.query_lengths, query_tokens, query_tokens),
-                        read("cache.lengths", step.cache == nullptr ? nullptr : step.cache->lengths, limit, 0),
-                        read("key_lengths", step.key_lengths, key_tokens, key_tokens)};
+  Extents extents{read("query_lengths", step.query_lengths, query_tokens, query_tokens),
+                  read("cache.lengths", step.cache == nullptr ? nullptr : step.cache->lengths, limit, 0),
+                  read("key_lengths", step.key_lengths, key_tokens, key_tokens)};
   for (std::int64_t b = 0; step.cache != nullptr && b < p.batch; ++b) {
     if (extents.total(b) > limit) {
       throw Overflow("cache.lengths[" + std::to_string(b) + "]: " + std::to_string(extents.past[b]) + " cached + " +
