@@ -108,7 +108,7 @@ class Placement {
  private:
   enum Bit : uint32_t { kOffset = 1, kAbsurd = 2, kPad = 4, kReverse = 8 };
 
-  /// FNV-1a over the names, then mixed: its lowest bits alone would only be a parity.
+  /// FNV-1a over the names. Its high bits: the lowest one is only a parity.
   [[nodiscard]] uint32_t hash(std::string_view name, int64_t place) const {
     uint64_t h = 0xcbf29ce484222325U;
     for (const char letter : fmt::format("{} {} {}", id_, name, place)) {
