@@ -100,7 +100,8 @@ TEST_CASE("the shipped suite: every case plays, every recipe and family is used"
     families.insert(c.family);
     recipes.insert(c.inputs.recipe);
   }
-  CHECK(families ==
-        std::set<std::string>{"no_cache", "with_cache", "batch_1", "single_head", "long_sequence", "stress"});
+  for (const char* founding : {"no_cache", "with_cache", "batch_1", "single_head", "long_sequence", "stress"}) {
+    CHECK(families.contains(founding));
+  }
   CHECK(recipes.size() == 14);
 }

@@ -108,6 +108,12 @@ std::string repro_command(const Common& common, const Options& options, const Ba
 std::vector<Planned> make_plan(const Suite& suite, const Common& common, const Options& options,
                                const BackendChoice& choice) {
   const Manifest manifest = read_manifest(suite.root);
+  // A suite that has lost cases would certify too easily.
+  for (const auto& [id, entry] : manifest.cases) {
+    if (std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; })) {
+      throw Error::at(manifest_path(suite.root).string(), "has a golden for {}, but that case is not in the suite", id);
+    }
+  }
   std::vector<Planned> plan;
   for (const Case* c : select(suite, options.selection)) {
     plan.push_back({c, load_golden(suite.root, manifest, *c), manifest.cases.at(c->id).worst_radius,

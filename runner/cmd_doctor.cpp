@@ -68,7 +68,7 @@ void report_backends(Report& report) {
   if (places.empty()) {
     std::string searched;
     for (const auto& place : backend_places()) searched += (searched.empty() ? "" : ", ") + place.string();
-    report.absent("backends", "none in " + searched);
+    Report::absent("backends", "none in " + searched);
   }
   for (const auto& [name, path] : places) {
     Worker worker(WorkerOptions{{find_worker().string()}, std::nullopt});
@@ -94,14 +94,14 @@ int doctor(const Common& common) {
 #ifdef ATTEST_HAS_ORACLE
   report.good("oracle", "Arb: goldens can be made and checked");
 #else
-  report.absent("oracle", "built without Arb: goldens can be read, not made");
+  Report::absent("oracle", "built without Arb: goldens can be read, not made");
 #endif
   report_backends(report);
   if (void* driver = ::dlopen("libcuda.so.1", RTLD_LAZY); driver != nullptr) {
     report.good("CUDA driver", "is there");
     ::dlclose(driver);
   } else {
-    report.absent("CUDA driver", "none: no GPU backend can run here");
+    Report::absent("CUDA driver", "none: no GPU backend can run here");
   }
   if (report.broken_count() > 0) {
     fmt::print("\n{} broken\n", report.broken_count());

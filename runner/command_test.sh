@@ -114,6 +114,9 @@ fresh_suite
 printf '{"schema": "attest/bugs/1", "bugs": {}}' >suite/cases/bugs.json
 refused "bugs.json.bugs: got {}" --suite suite cases list
 fresh_suite
+rm suite/cases/stress/*.json
+refused "that case is not in the suite" --suite suite certify --backend template
+fresh_suite
 rm suite/golden/manifest.json
 refused "manifest.json" --suite suite certify --backend template
 [ ! -e results ] || fail "a refused run has written results"

@@ -21,7 +21,7 @@ namespace {
 /// front of it and say so in a variable.
 std::string program_name(const char* called) {
   if (const char* script = std::getenv("ATTEST_PROGRAM"); script != nullptr && *script != '\0') return script;
-  const std::string name = called == nullptr ? "attest" : called;
+  std::string name = called == nullptr ? "attest" : called;
   if (name.find('/') == std::string::npos) return name;
   return std::filesystem::absolute(name).lexically_normal().string();
 }
