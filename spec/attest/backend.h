@@ -33,7 +33,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* clang-format off: the columns of comments are set by hand. */
+/* The columns of comments are set by hand. */
+/* clang-format off */
 
 #if defined(__GNUC__)
 #define ATTEST_EXPORT_ATTRIBUTE __attribute__((visibility("default")))
