@@ -18,7 +18,7 @@
  * Shapes are logical and always in the order written here; memory order is given by `strides` (in elements, never NULL,
  * may be padded or permuted, and may be anything on an axis of extent 1). `data` + `byte_offset` is the first element.
  *
- * Ownership: the suite owns every tensor, the cache included. Pointers in a problem stay valid until `release`, those in
+ * Ownership: the suite owns every tensor, cache included. Pointers in a problem stay valid until `release`, those in
  * a step until `run` returns (device backends: until the next `synchronize`). Input tensors are read-only.
  *
  * Growing the ABI: structs start with their size; a field is only ever appended, and 0 or NULL means "not used" (only
