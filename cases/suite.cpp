@@ -152,6 +152,11 @@ Suite load_suite(const fs::path& root) {
   return suite;
 }
 
+const Case* find_case(const Suite& suite, std::string_view id) {
+  const auto found = std::find_if(suite.cases.begin(), suite.cases.end(), [&](const Case& c) { return c.id == id; });
+  return found == suite.cases.end() ? nullptr : &*found;
+}
+
 std::vector<const Case*> select(const Suite& suite, const Selection& selection) {
   const auto contains = [](const auto& list, const std::string& item) {
     return std::find(list.begin(), list.end(), item) != list.end();
@@ -164,7 +169,7 @@ std::vector<const Case*> select(const Suite& suite, const Selection& selection) 
     }
   }
   for (const std::string& id : selection.ids) {
-    if (std::none_of(suite.cases.begin(), suite.cases.end(), [&](const Case& c) { return c.id == id; })) {
+    if (find_case(suite, id) == nullptr) {
       throw Error::at("--case", "got \"{}\", which is no case; `attest cases list` shows them", id);
     }
   }

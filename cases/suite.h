@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cases/case.h"
@@ -28,6 +29,9 @@ std::filesystem::path find_suite(const std::filesystem::path& given);
 /// the catalogue does not have, profiles that do not exist, `equals` that points nowhere or at itself, steps that are
 /// impossible.
 Suite load_suite(const std::filesystem::path& root);
+
+/// The case of that id, or null.
+const Case* find_case(const Suite& suite, std::string_view id);
 
 /// Which cases a run takes. Empty members select everything.
 struct Selection {

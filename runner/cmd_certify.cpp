@@ -110,7 +110,7 @@ std::vector<Planned> make_plan(const Suite& suite, const Common& common, const O
   const Manifest manifest = read_manifest(suite.root);
   // A suite that has lost cases would certify too easily.
   for (const auto& [id, entry] : manifest.cases) {
-    if (std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; })) {
+    if (find_case(suite, id) == nullptr) {
       throw Error::at(manifest_path(suite.root).string(), "has a golden for {}, but that case is not in the suite", id);
     }
   }

@@ -65,8 +65,7 @@ std::string unequal(const Suite& suite, const Manifest& manifest, const Case& c)
     }
     return values;
   };
-  const auto other =
-      std::find_if(suite.cases.begin(), suite.cases.end(), [&](const Case& o) { return o.id == c.equals; });
+  const Case* other = find_case(suite, c.equals);  // load_suite saw that it is there
   const auto mine = rows(c);
   const auto theirs = rows(*other);
   if (mine == theirs) return {};
@@ -131,9 +130,7 @@ int make(const Common& common, const Options& options) {
   std::vector<std::string> gone;
   const bool selected = !options.selection.ids.empty() || !options.selection.filter.empty();
   for (const auto& [id, entry] : manifest.cases) {
-    if (!selected &&
-        std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; }))
-      gone.push_back(id);
+    if (!selected && find_case(suite, id) == nullptr) gone.push_back(id);
   }
   for (const std::string& id : gone) {
     fs::remove(golden_path(suite.root, id));
@@ -165,7 +162,7 @@ int check(const Common& common, const Options& options) {
   }
   int differing = 0;
   for (const auto& [id, entry] : manifest.cases) {
-    if (std::none_of(suite.cases.begin(), suite.cases.end(), [&, key = id](const Case& c) { return c.id == key; })) {
+    if (find_case(suite, id) == nullptr) {
       fmt::print("without a case: {}\n", id);
       ++differing;
     }
