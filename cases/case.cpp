@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cases/mask.h"
 #include "cases/recipes.h"
 #include "cases/sha256.h"
 
@@ -12,8 +13,8 @@ namespace {
 const std::vector<std::string> kPoisons{"nan", "huge", "inf", "zero"};
 const std::vector<std::string> kWeights{"uniform", "permutation"};
 const std::vector<std::string> kExpects{"ok", "invalid", "overflow"};
-const std::vector<std::string> kArguments{"query",     "key",         "value",        "output",
-                                          "cache.key", "cache.value", "cache.lengths"};
+const std::vector<std::string> kArguments{"query",     "key",         "value",         "output",           "mask",
+                                          "cache.key", "cache.value", "cache.lengths", "cache.block_table"};
 const std::vector<std::string> kChanges{"dtype", "rank", "batch", "heads", "head_dim"};
 
 constexpr int64_t kMaxRepeat = 4096;
@@ -43,7 +44,9 @@ void check_problem_size(const Problem& p, const std::string& place) {
   check_size(token_elements(p, 1), place, "a token of each sequence");
   const int64_t dim = std::max(p.qk_head_dim, p.v_head_dim);
   if (p.level == Level::layer) check_size(product({p.query_heads, dim, p.d_model}), place, "a weight");
-  if (p.cache != CacheKind::none) check_size(product({p.batch, p.capacity, p.kv_heads, dim}), place, "the cache");
+  if (p.cache != CacheKind::none) {
+    check_size(product({p.batch, p.capacity + p.page_size, p.kv_heads, dim}), place, "the cache");
+  }
 }
 
 /// A number for all sequences, or one number per sequence.
@@ -65,6 +68,31 @@ int64_t sequence_index(int64_t value, int64_t batch, const std::string& place) {
   if (value < 0 || value >= batch)
     throw Error::at(place, "got {}, wanted 0 to {} (the batch is {})", value, batch - 1, batch);
   return value;
+}
+
+MaskSpec mask_from_json(const Json& json, const std::string& place, const Problem& problem) {
+  Fields fields(json, place);
+  MaskSpec mask;
+  mask.pattern = fields.required<std::string>("pattern");
+  if (!has_mask_pattern(mask.pattern, problem.mask)) {
+    throw Error::at(fields.place("pattern"), "got \"{}\", wanted one of: {}", mask.pattern,
+                    mask_pattern_names(problem.mask));
+  }
+  const auto axes = fields.required<std::string>("axes");
+  std::string known;
+  for (const auto& [letter, member] :
+       {std::pair{'b', &MaskSpec::batch}, {'h', &MaskSpec::heads}, {'q', &MaskSpec::queries}}) {
+    mask.*member = axes.find(letter) != std::string::npos;
+    if (mask.*member) known += letter;
+  }
+  if (axes != known)
+    throw Error::at(fields.place("axes"), "got \"{}\", wanted letters of \"bhq\", in this order", axes);
+  if (mask_pattern_needs_queries(mask.pattern) && !mask.queries) {
+    throw Error::at(fields.place("axes"), "got \"{}\", wanted a q: the pattern \"{}\" differs from query to query",
+                    axes, mask.pattern);
+  }
+  fields.finish();
+  return mask;
 }
 
 InputSpec inputs_from_json(const Json& json, const std::string& place, const Problem& problem) {
@@ -93,6 +121,17 @@ InputSpec inputs_from_json(const Json& json, const std::string& place, const Pro
       }
     }
   }
+  if (problem.mask != MaskKind::none) {
+    spec.mask = mask_from_json(fields.at("mask"), fields.place("mask"), problem);
+  }
+  if (fields.has("slots")) {
+    spec.slots = per_sequence(fields, "slots", problem.batch);
+    for (const int64_t slot : spec.slots) {
+      if (slot > 1000) throw Error::at(fields.place("slots"), "got {}, wanted 0 to 1000", slot);
+    }
+  }
+  if (problem.cache == CacheKind::paged) spec.pages = fields.optional<int64_t>("pages", 1);
+  if (problem.quantised()) spec.saturate = fields.optional<bool>("saturate", false);
   fields.finish();
   return spec;
 }
@@ -132,6 +171,11 @@ Step attend_from_json(Fields& fields, const Problem& problem) {
   step.queries = per_sequence(fields, "attend", problem.batch);
   step.keys = fields.has("keys") ? per_sequence(fields, "keys", problem.batch) : step.queries;
   step.expect = fields.choice("expect", kExpects, Expect::ok);
+  step.again = fields.optional<bool>("again", false);
+  if (fields.has("positions")) {
+    if (!problem.rope) throw Error::at(fields.place("positions"), "wanted a problem with RoPE");
+    step.positions = per_sequence(fields, "positions", problem.batch);
+  }
   if (fields.has("malform")) {
     Fields malform(fields.at("malform"), fields.place("malform"));
     step.malformed = Malformed{kArguments[malform.choice<size_t>("argument", kArguments)],
@@ -181,11 +225,27 @@ std::vector<Step> steps_from_json(const Json& json, const std::string& place, co
     step.kind = StepKind::reorder;
     step.sequences = per_sequence(fields, "reorder", problem.batch);
     for (const int64_t b : step.sequences) sequence_index(b, problem.batch, fields.place("reorder"));
+  } else if (fields.has("merge")) {
+    step.kind = StepKind::merge;
+    step.parts = fields.required<int64_t>("merge");
+    if (step.parts < 2 || step.parts > kMaxRepeat) {
+      throw Error::at(fields.place("merge"), "got {}, wanted 2 to {}", step.parts, kMaxRepeat);
+    }
   } else {
-    throw Error::at(place, "wanted a step: one of attend, truncate, reset, fork, reorder");
+    throw Error::at(place, "wanted a step: one of attend, truncate, reset, fork, reorder, merge");
   }
   fields.finish();
-  if (step.kind != StepKind::attend && problem.cache == CacheKind::none) {
+  const bool cached = problem.cache != CacheKind::none;
+  // A split of the keys is only a split if nothing depends on where a key stands.
+  const bool splits = !cached && problem.lse && problem.level == Level::core && problem.causal == Causal::none &&
+                      !problem.window_left && !problem.window_right && problem.alibi == Alibi::none && !problem.sinks &&
+                      problem.mask == MaskKind::none && !problem.rope;
+  if ((step.kind == StepKind::merge || step.again) && !splits) {
+    throw Error::at(place,
+                    "wanted a problem of the core level with lse and nothing that depends on a key's position, "
+                    "to split its keys");
+  }
+  if (step.kind != StepKind::attend && step.kind != StepKind::merge && !cached) {
     throw Error::at(place, "wanted a problem with a cache for this step");
   }
   return std::vector<Step>(static_cast<size_t>(repeat), step);
@@ -196,6 +256,8 @@ Json to_json(const Step& step) {
     case StepKind::attend: {
       Json json{{"attend", step.queries}, {"keys", step.keys}, {"expect", kExpects[static_cast<size_t>(step.expect)]}};
       if (step.malformed) json["malform"] = {step.malformed->argument, step.malformed->change};
+      if (step.again) json["again"] = true;
+      if (!step.positions.empty()) json["positions"] = step.positions;
       return json;
     }
     case StepKind::truncate:
@@ -206,6 +268,8 @@ Json to_json(const Step& step) {
       return {{"fork", {step.from, step.to}}};
     case StepKind::reorder:
       return {{"reorder", step.sequences}};
+    case StepKind::merge:
+      return {{"merge", step.parts}};
   }
   return {};
 }
@@ -214,16 +278,30 @@ Json to_json(const Step& step) {
 std::string golden_hash(const Case& c) {
   Json steps = Json::array();
   for (const Step& step : c.steps) steps.push_back(to_json(step));
-  const Json json{{"problem", to_json(c.problem)},
-                  {"inputs",
-                   {{"recipe", c.inputs.recipe},
-                    {"seed", c.inputs.seed},
-                    {"self", c.inputs.self},
-                    {"weights", kWeights[static_cast<size_t>(c.inputs.weights)]},
-                    {"bias_outliers", c.inputs.bias_outliers}}},
-                  {"steps", steps},
-                  {"rows", c.checked_rows}};
+  Json inputs{{"recipe", c.inputs.recipe},
+              {"seed", c.inputs.seed},
+              {"self", c.inputs.self},
+              {"weights", kWeights[static_cast<size_t>(c.inputs.weights)]},
+              {"bias_outliers", c.inputs.bias_outliers}};
+  const MaskSpec& mask = c.inputs.mask;
+  if (!mask.pattern.empty()) inputs["mask"] = {mask.pattern, mask.batch, mask.heads, mask.queries};
+  if (!c.inputs.slots.empty()) inputs["slots"] = c.inputs.slots;
+  if (c.inputs.saturate) inputs["saturate"] = true;
+  const Json json{{"problem", to_json(c.problem)}, {"inputs", inputs}, {"steps", steps}, {"rows", c.checked_rows}};
   return sha256(json.dump());
+}
+
+Bitwise bitwise_from_json(const Json& json, const std::string& place) {
+  Fields fields(json, place);
+  Bitwise bitwise;
+  bitwise.with = fields.optional<std::vector<std::string>>("with", {});
+  bitwise.runs = fields.optional<int64_t>("runs", 1);
+  if (bitwise.runs < 1 || bitwise.runs > kMaxRepeat) {
+    throw Error::at(fields.place("runs"), "got {}, wanted 1 to {}", bitwise.runs, kMaxRepeat);
+  }
+  fields.finish();
+  if (!bitwise.wanted()) throw Error::at(place, "wanted \"with\", or more than one of \"runs\"");
+  return bitwise;
 }
 
 }  // namespace
@@ -241,6 +319,7 @@ Case case_from_json(const Json& json, const std::string& family, const std::stri
   c.id = family + "/" + name;
   c.family = family;
   c.about = fields.required<std::string>("about");
+  c.source = fields.optional<std::string>("source", "");
   c.profiles = fields.optional<std::vector<std::string>>("profiles", {"core"});
   c.clauses = fields.required<std::vector<std::string>>("clauses");
   c.kills = fields.required<std::vector<std::string>>("kills");
@@ -260,6 +339,8 @@ Case case_from_json(const Json& json, const std::string& family, const std::stri
   c.checked_rows = fields.optional<int64_t>("rows", 0);
   if (c.checked_rows < 0) throw Error::at(fields.place("rows"), "got {}, wanted 0 (all) or more", c.checked_rows);
   c.equals = fields.optional<std::string>("equals", "");
+  if (fields.has("bitwise")) c.bitwise = bitwise_from_json(fields.at("bitwise"), fields.place("bitwise"));
+  c.alongside = fields.optional<std::vector<std::string>>("alongside", {});
   fields.finish();
   c.hash = golden_hash(c);
   return c;
@@ -270,7 +351,7 @@ std::string identity(const Case& c) {
   for (size_t i = 0; i < c.steps.size();) {
     const Step& step = c.steps[i];
     if (step.kind != StepKind::attend) {
-      static const std::vector<std::string> names{"attend", "truncate", "reset", "fork", "reorder"};
+      static const std::vector<std::string> names{"attend", "truncate", "reset", "fork", "reorder", "merge"};
       steps += " " + names[static_cast<size_t>(step.kind)];
       ++i;
       continue;
@@ -278,7 +359,7 @@ std::string identity(const Case& c) {
     size_t repeat = 1;
     while (i + repeat < c.steps.size() && c.steps[i + repeat].kind == StepKind::attend &&
            c.steps[i + repeat].queries == step.queries && c.steps[i + repeat].keys == step.keys &&
-           c.steps[i + repeat].expect == step.expect) {
+           c.steps[i + repeat].expect == step.expect && c.steps[i + repeat].again == step.again) {
       ++repeat;
     }
     const int64_t queries = *std::max_element(step.queries.begin(), step.queries.end());

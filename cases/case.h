@@ -22,6 +22,12 @@ enum class WeightKind : int {
   permutation,  ///< Signed permutations: the projections return the recipe's Q, K and V exactly.
 };
 
+/// Which pattern a mask has, and the axes on which it differs; on the others it is broadcast (clause M6).
+struct MaskSpec {
+  std::string pattern;  ///< A name of cases/mask.cpp; empty without a mask.
+  bool batch = false, heads = false, queries = false;
+};
+
 struct InputSpec {
   std::string recipe;  ///< A name of cases/recipes.cpp.
   int64_t seed = 1;
@@ -29,6 +35,10 @@ struct InputSpec {
   bool self = true;  ///< Layer level: one tensor serves as query, key and value.
   WeightKind weights = WeightKind::uniform;
   bool bias_outliers = false;  ///< Layer level: K biases with a channel at -34 and others at -14.
+  MaskSpec mask;
+  std::vector<int64_t> slots;  ///< Sequence b takes the data of slot slots[b]; empty: of its own.
+  int64_t pages = 1;           ///< Paged cache: seed of the order in which pages are given out.
+  bool saturate = false;       ///< Quantised cache: scales so small that large elements are clamped.
 };
 
 /// What a step must answer.
@@ -36,13 +46,14 @@ enum class Expect : int { ok, invalid, overflow };
 
 /// A defect put into one argument of a step that must be refused as INVALID.
 struct Malformed {
-  std::string argument;  ///< query, key, value, output, cache.key, cache.value, cache.lengths
+  std::string argument;  ///< query, key, value, output, mask, cache.key, cache.value, cache.lengths, cache.block_table
   std::string change;    ///< dtype, rank, batch, heads, head_dim
 };
 
-enum class StepKind : int { attend, truncate, reset, fork, reorder };
+enum class StepKind : int { attend, truncate, reset, fork, reorder, merge };
 
-/// One step of the protocol (clauses P*). Only `attend` calls the backend; the others are the suite's own operations.
+/// One step of the protocol (clauses P*). Only `attend` calls the backend; the others are the suite's own operations:
+/// on the cache, or (`merge`, clause E2) on results.
 struct Step {
   StepKind kind = StepKind::attend;
   std::vector<int64_t> queries;    ///< attend: query tokens per sequence.
@@ -50,6 +61,9 @@ struct Step {
   std::vector<int64_t> lengths;    ///< truncate: new length per sequence.
   std::vector<int64_t> sequences;  ///< reset: which sequences. reorder: slot b takes what slot sequences[b] held.
   int64_t from = 0, to = 0;        ///< fork: slot `to` becomes a copy of slot `from`.
+  int64_t parts = 0;               ///< merge: the results of this many attends, the last ones, become one.
+  bool again = false;              ///< attend: the queries are those of the attend before.
+  std::vector<int64_t> positions;  ///< attend: RoPE position of each sequence's first token; empty: its index.
   Expect expect = Expect::ok;
   std::optional<Malformed> malformed;
 };
@@ -65,10 +79,18 @@ struct Layouts {
   Layout query, key, value, output, cache;
 };
 
+/// What a backend that declares determinism must repeat bit for bit (clauses I1 to I4).
+struct Bitwise {
+  std::vector<std::string> with;  ///< Cases whose rows of the same data must have the same bits.
+  int64_t runs = 1;               ///< How often the case itself is run.
+  [[nodiscard]] bool wanted() const { return runs > 1 || !with.empty(); }
+};
+
 struct Case {
   std::string id;  ///< "family/name"
   std::string family;
   std::string about;
+  std::string source;  ///< Where a real model's parameters are written down; empty for cases of no model.
   std::vector<std::string> profiles;  ///< Must pass for a backend that claims all of these.
   std::vector<std::string> clauses;   ///< Clauses of spec/attention.md that it tests.
   std::vector<std::string> kills;     ///< Bugs of cases/bugs.json that it is there to catch.
@@ -78,6 +100,8 @@ struct Case {
   std::vector<Step> steps;
   int64_t checked_rows = 0;  ///< Rows (b, i) with a golden per step; 0 = all.
   std::string equals;        ///< Another case whose rows, in order, must have bit-identical goldens; or empty.
+  Bitwise bitwise;
+  std::vector<std::string> alongside;  ///< Cases that run at the same time, step by step, on the same open backend.
   std::filesystem::path file;
   std::string hash;  ///< SHA-256 over everything that a golden depends on.
 };

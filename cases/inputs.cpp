@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/inputs.h"
 
+#include <cmath>
 #include <numeric>
 #include <string_view>
 
+#include "cases/mask.h"
 #include "cases/philox.h"
+#include "cases/quantise.h"
 #include "cases/recipes.h"
 #include "cases/sha256.h"
+#include "cases/storage.h"
 
 namespace attest {
 namespace {
@@ -120,7 +124,8 @@ class StepFiller {
     const Problem& p = c_.problem;
     StepInputs in{zeros({p.batch, moment.max_queries, p.query_heads, p.qk_head_dim}),
                   zeros({p.batch, moment.max_keys, p.kv_heads, p.qk_head_dim}),
-                  zeros({p.batch, moment.max_keys, p.kv_heads, p.v_head_dim})};
+                  zeros({p.batch, moment.max_keys, p.kv_heads, p.v_head_dim}),
+                  {}};
     for (const Row& row : moment.rows) {
       for (int64_t h = 0; h < p.query_heads; ++h) {
         const int64_t index = (row.sequence * moment.max_queries + row.index) * p.query_heads + h;
@@ -141,13 +146,15 @@ class StepFiller {
 
   [[nodiscard]] StepInputs layer(const Moment& moment) const {
     const Problem& p = c_.problem;
-    StepInputs in{zeros({p.batch, moment.max_queries, p.d_model}), zeros({p.batch, moment.max_keys, p.d_model}),
-                  zeros({p.batch, moment.max_keys, p.d_model})};
+    StepInputs in{zeros({p.batch, moment.max_queries, p.d_model}),
+                  zeros({p.batch, moment.max_keys, p.d_model}),
+                  zeros({p.batch, moment.max_keys, p.d_model}),
+                  {}};
     const bool direct = c_.inputs.weights == WeightKind::uniform;
     for (const Row& row : moment.rows) {
       const auto x = vector_at(in.query, row.sequence * moment.max_queries + row.index, p.d_model);
       if (direct) {
-        normal(Role::query, row.sequence, row.serial, x);
+        normal(Role::query, row.data, row.serial, x);
       } else {
         unproject(Role::q_weight, p.query_heads, p.qk_head_dim, x,
                   [&](int64_t h, std::span<float> out) { recipe_->query(row, h, out); });
@@ -158,8 +165,8 @@ class StepFiller {
         const auto x_key = vector_at(in.key, token.origin * moment.max_keys + token.index, p.d_model);
         const auto x_value = vector_at(in.value, token.origin * moment.max_keys + token.index, p.d_model);
         if (direct) {
-          normal(c_.inputs.self ? Role::query : Role::key, token.origin, token.serial, x_key);
-          normal(c_.inputs.self ? Role::query : Role::value, token.origin, token.serial, x_value);
+          normal(c_.inputs.self ? Role::query : Role::key, token.data, token.serial, x_key);
+          normal(c_.inputs.self ? Role::query : Role::value, token.data, token.serial, x_value);
         } else {
           unproject(Role::k_weight, p.kv_heads, p.qk_head_dim, x_key,
                     [&](int64_t h, std::span<float> out) { recipe_->key(token, h, out); });
@@ -195,6 +202,31 @@ class StepFiller {
   std::unique_ptr<Recipe> recipe_;
 };
 
+/// Norm weights differ from channel to channel: with equal ones, norm and RoPE could change places.
+Dense<float> norm_weight(const Case& c, Role role) {
+  Dense<float> weight = zeros({c.problem.qk_head_dim});
+  const PhiloxStream stream(static_cast<uint64_t>(c.inputs.seed), static_cast<uint32_t>(role));
+  for (size_t d = 0; d < weight.data.size(); ++d) {
+    weight.data[d] = static_cast<float>(64 + (stream.words(d)[0] & 127)) * 0x1p-7F;
+  }
+  return weight;
+}
+
+/// Rounds to numbers of a 16-bit dtype. Subnormal ones become 0, because a backend may flush them.
+void round_all(const Case& c, Dense<float>& tensor) {
+  const DType dtype = c.problem.dtype;
+  const float smallest = dtype == DType::f16 ? 0x1p-14F : 0x1p-126F;
+  for (float& x : tensor.data) {
+    const float from = x;
+    x = round_to(dtype, x);
+    if (std::fabs(x) < smallest) x = 0;
+    if (!std::isfinite(x)) {
+      throw Error::at(fmt::format("{}: {}.inputs.recipe", c.file.string(), c.id), "gives {}, which {} cannot hold",
+                      from, info(dtype).name);
+    }
+  }
+}
+
 }  // namespace
 
 Inputs generate_inputs(const Case& c, const Timeline& timeline) {
@@ -202,8 +234,23 @@ Inputs generate_inputs(const Case& c, const Timeline& timeline) {
   const StepFiller filler(c, timeline);
   for (const Moment& moment : timeline) {
     inputs.steps.push_back(moment.step.kind == StepKind::attend ? filler.fill(moment) : StepInputs{});
+    StepInputs& step = inputs.steps.back();
+    if (moment.step.again) step.query = inputs.steps[moment.query_step].query;
+    if (moment.step.kind == StepKind::attend && c.problem.mask != MaskKind::none) step.mask = make_mask(c, moment);
   }
   if (c.problem.level == Level::layer) inputs.weights = generate_weights(c);
+  if (c.problem.norm_epsilon > 0) {
+    inputs.weights.q_norm = norm_weight(c, Role::q_norm_weight);
+    inputs.weights.k_norm = norm_weight(c, Role::k_norm_weight);
+  }
+  if (is_half(c.problem.dtype)) {
+    for (StepInputs& step : inputs.steps) {
+      for (auto* tensor : {&step.query, &step.key, &step.value}) round_all(c, *tensor);
+    }
+    Weights& w = inputs.weights;
+    for (auto* tensor : {&w.q, &w.k, &w.v, &w.out, &w.q_bias, &w.k_bias, &w.v_bias, &w.out_bias}) round_all(c, *tensor);
+  }
+  if (c.problem.quantised()) fit_scales(c, timeline, inputs);
   if (c.problem.sinks) {
     const auto recipe = make_recipe(c, timeline);
     inputs.weights.sinks = zeros({c.problem.query_heads});
@@ -222,11 +269,16 @@ Inputs generate_inputs(const Case& c, const Timeline& timeline) {
 }
 
 std::vector<std::pair<const char*, const Dense<float>*>> named(const Weights& w) {
-  return {{"q_weight", &w.q},    {"k_weight", &w.k},
-          {"v_weight", &w.v},    {"out_weight", &w.out},
-          {"q_bias", &w.q_bias}, {"k_bias", &w.k_bias},
-          {"v_bias", &w.v_bias}, {"out_bias", &w.out_bias},
-          {"sinks", &w.sinks},   {"alibi_slopes", &w.alibi_slopes}};
+  return {{"q_weight", &w.q},           {"k_weight", &w.k},
+          {"v_weight", &w.v},           {"out_weight", &w.out},
+          {"q_bias", &w.q_bias},        {"k_bias", &w.k_bias},
+          {"v_bias", &w.v_bias},        {"out_bias", &w.out_bias},
+          {"sinks", &w.sinks},          {"alibi_slopes", &w.alibi_slopes},
+          {"q_norm_weight", &w.q_norm}, {"k_norm_weight", &w.k_norm}};
+}
+
+bool is_always_f32(std::string_view name) {
+  return name == "sinks" || name == "alibi_slopes";
 }
 
 std::string hash(const Inputs& inputs) {
@@ -237,8 +289,12 @@ std::string hash(const Inputs& inputs) {
   };
   for (const StepInputs& step : inputs.steps) {
     for (const auto* tensor : {&step.query, &step.key, &step.value}) add(*tensor);
+    if (!step.mask.data.empty()) add(step.mask);
   }
   for (const auto& [name, tensor] : named(inputs.weights)) add(*tensor);
+  for (const auto* tensor : {&inputs.key_scale, &inputs.value_scale}) {
+    if (!tensor->data.empty()) add(*tensor);
+  }
   return digest.hex();
 }
 

@@ -75,7 +75,7 @@ TEST_CASE("the needle finds its key: 40 nats ahead of any other, and a leaked ke
   std::vector<float> q(16), k(16);
   const auto logit = [&](const Row& row, int64_t head, int64_t position) {
     recipe->query(row, head, q);
-    recipe->key({0, position, position, 0, position}, head / 2, k);
+    recipe->key({0, 0, position, position, position, 0, position}, head / 2, k);
     double sum = 0;
     for (size_t d = 0; d < q.size(); ++d) sum += static_cast<double>(q[d]) * static_cast<double>(k[d]);
     return scale * sum;

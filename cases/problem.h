@@ -15,8 +15,24 @@ namespace attest {
 
 enum class Level : int { core, layer };
 enum class Causal : int { none, bottom_right, top_left };
-enum class CacheKind : int { none, contiguous };
+enum class CacheKind : int { none, contiguous, paged, ring };
 enum class Alibi : int { none, standard, slopes };
+enum class MaskKind : int { none, boolean, additive };
+enum class RopeStyle : int { none, half, interleaved };
+enum class RopeScaling : int { none, linear, ntk, yarn, llama3 };
+/// Over what one scale of a quantised cache spans.
+enum class KvScale : int { none, tensor, head, token };
+
+/// Rotary position embedding (clauses R1 to R3), with the parameters of `attest_rope`.
+struct Rope {
+  RopeStyle style = RopeStyle::none;
+  RopeScaling scaling = RopeScaling::none;
+  int64_t dim = 0;  ///< Channels that turn, from the first on.
+  double base = 10000;
+  double factor = 0, original_length = 0, low_frequency = 0, high_frequency = 0;
+  double attention_factor = 0;  ///< YaRN; 0: 0.1 ln(factor) + 1.
+  explicit operator bool() const { return style != RopeStyle::none; }
+};
 
 /// Layer level: which of the four projections have a bias.
 struct Biases {
@@ -40,15 +56,29 @@ struct Problem {
   double softcap = 0;                                ///< 0: none.
   Alibi alibi = Alibi::none;
   bool sinks = false;
+  MaskKind mask = MaskKind::none;
+  Rope rope;
+  double norm_epsilon = 0;  ///< QK-norm's (clause N1); 0: no norm.
   CacheKind cache = CacheKind::none;
-  int64_t capacity = 0;  ///< Tokens a sequence's cache holds.
+  int64_t capacity = 0;            ///< Tokens a sequence's cache holds.
+  int64_t page_size = 0;           ///< Tokens of a page; 0 unless paged.
+  DType cache_dtype = DType::f32;  ///< The problem's dtype, or a type of codes.
+  KvScale kv_scale = KvScale::none;
+  bool packed = false;  ///< Token axes are packed, see clause G2.
   Biases bias;
   bool lse = false;
 
   [[nodiscard]] int64_t group() const { return query_heads / kv_heads; }
+  [[nodiscard]] bool quantised() const { return kv_scale != KvScale::none; }
+  /// Whether the cache holds something else than copies of the keys (values) that a step is given.
+  [[nodiscard]] bool transforms_keys() const {
+    return level == Level::layer || rope || norm_epsilon > 0 || quantised();
+  }
+  [[nodiscard]] bool transforms_values() const { return level == Level::layer || quantised(); }
 };
 
-/// Names of the optional features that a problem uses: what a case must show to matter (golden/binding.h).
+/// Names of the optional features that a problem uses: what a case must show to matter (check_binding of
+/// golden/oracle.h).
 std::vector<std::string> features(const Problem& problem);
 /// The same problem without one of its features.
 Problem without(Problem problem, const std::string& feature);

@@ -27,13 +27,13 @@ class Base : public Recipe {
   }
 
   void query(const Row& row, int64_t head, std::span<float> out) const override {
-    normal(Role::query, row.sequence, (row.serial * problem_.query_heads + head), out);
+    normal(Role::query, row.data, (row.serial * problem_.query_heads + head), out);
   }
   void key(const Token& token, int64_t kv_head, std::span<float> out) const override {
-    normal(Role::key, token.origin, token.serial * problem_.kv_heads + kv_head, out);
+    normal(Role::key, token.data, token.serial * problem_.kv_heads + kv_head, out);
   }
   void value(const Token& token, int64_t kv_head, std::span<float> out) const override {
-    normal(Role::value, token.origin, token.serial * problem_.kv_heads + kv_head, out);
+    normal(Role::value, token.data, token.serial * problem_.kv_heads + kv_head, out);
   }
 
   [[nodiscard]] float sink(int64_t head) const override {
@@ -64,7 +64,7 @@ class Base : public Recipe {
 
   /// base * (1 + g / 128) with g of 7 hashed bits: distinct for every token, head and channel, exact in bf16.
   [[nodiscard]] float graded(float base, const Token& token, int64_t kv_head, size_t d) const {
-    const uint32_t g = hash(token.origin * 4096 + token.serial, kv_head, static_cast<int64_t>(d)) >> 25;
+    const uint32_t g = hash(token.data * 4096 + token.serial, kv_head, static_cast<int64_t>(d)) >> 25;
     return base * (1.0F + static_cast<float>(g) * 0x1p-7F);
   }
 
@@ -120,13 +120,13 @@ class Bits : public Base {
  public:
   using Base::Base;
   void query(const Row& row, int64_t head, std::span<float> out) const override {
-    draw(Role::query, row.sequence, row.serial * problem_.query_heads + head, out);
+    draw(Role::query, row.data, row.serial * problem_.query_heads + head, out);
   }
   void key(const Token& token, int64_t kv_head, std::span<float> out) const override {
-    draw(Role::key, token.origin, token.serial * problem_.kv_heads + kv_head, out);
+    draw(Role::key, token.data, token.serial * problem_.kv_heads + kv_head, out);
   }
   void value(const Token& token, int64_t kv_head, std::span<float> out) const override {
-    draw(Role::value, token.origin, token.serial * problem_.kv_heads + kv_head, out);
+    draw(Role::value, token.data, token.serial * problem_.kv_heads + kv_head, out);
   }
 
  private:
@@ -172,7 +172,7 @@ class Needle : public Base {
         soft = code(row.end) ^ code(std::max<int64_t>(last, 0));
         break;
       case 2:
-        if (row.end > row.begin) target = row.begin + hash(row.sequence, head, row.position) % (row.end - row.begin);
+        if (row.end > row.begin) target = row.begin + hash(row.data, head, row.position) % (row.end - row.begin);
         break;
       case 3:
         target = row.begin;
@@ -217,7 +217,7 @@ class Needle : public Base {
     }
     const float loud = 32.0F + 8.0F * static_cast<float>(token.serial % 3);
     const auto identity = static_cast<uint64_t>(token.position) | static_cast<uint64_t>(kv_head) << bits_ |
-                          static_cast<uint64_t>(token.origin) << (bits_ + 6);
+                          static_cast<uint64_t>(token.data) << (bits_ + 6);
     for (size_t d = 0; d < out.size(); ++d) {
       const size_t bit_index = d % static_cast<size_t>(bits_ + 12);
       out[d] = ((identity >> bit_index) & 1) != 0 ? loud : -loud;
@@ -251,7 +251,7 @@ class Seesaw : public Base {
   }
   void value(const Token& token, int64_t kv_head, std::span<float> out) const override {
     const float side = heavy(token, kv_head) ? 1.0F : -1.0F;
-    for (size_t d = 0; d < out.size(); ++d) out[d] = side * sign(token.origin, kv_head, static_cast<int64_t>(d));
+    for (size_t d = 0; d < out.size(); ++d) out[d] = side * sign(token.data, kv_head, static_cast<int64_t>(d));
   }
 
  private:
@@ -320,12 +320,11 @@ class Cancelling : public Coarse {
   using Coarse::Coarse;
   void query(const Row& row, int64_t head, std::span<float> out) const override {
     for (size_t d = 0; d < out.size(); ++d) {
-      out[d] =
-          static_cast<float>(64 + (hash(row.sequence * 65536 + row.serial, head, static_cast<int64_t>(d / 2)) & 63));
+      out[d] = static_cast<float>(64 + (hash(row.data * 65536 + row.serial, head, static_cast<int64_t>(d / 2)) & 63));
     }
   }
   void key(const Token& token, int64_t kv_head, std::span<float> out) const override {
-    const int64_t id = token.origin * 65536 + token.serial;
+    const int64_t id = token.data * 65536 + token.serial;
     for (size_t d = 0; d < out.size(); ++d) {
       const auto pair = static_cast<int64_t>(d / 2);
       const auto b = static_cast<float>(64 + (hash(id, kv_head + 64, pair) & 63));
@@ -354,7 +353,7 @@ class Ramp : public Coarse {
   }
   void key(const Token& token, int64_t kv_head, std::span<float> out) const override {
     for (size_t d = 0; d < out.size(); ++d) {
-      out[d] = 0.5F * sign(token.origin * 65536 + token.serial, kv_head, static_cast<int64_t>(d));
+      out[d] = 0.5F * sign(token.data * 65536 + token.serial, kv_head, static_cast<int64_t>(d));
     }
     out[0] = static_cast<float>(token.position % 128);
     out[1] = static_cast<float>(token.position / 128);

@@ -38,12 +38,17 @@ enum class Role : uint32_t {
   k_weight = 17,
   v_weight = 18,
   out_weight = 19,
-  sinks = 24,
-  alibi_slopes = 25,
   q_bias = 20,
   k_bias = 21,
   v_bias = 22,
   out_bias = 23,
+  sinks = 24,
+  alibi_slopes = 25,
+  q_norm_weight = 26,
+  k_norm_weight = 27,
+  mask = 28,
+  key_scale = 29,
+  value_scale = 30,
 };
 
 }  // namespace attest

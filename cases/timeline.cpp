@@ -2,6 +2,8 @@
 #include "cases/timeline.h"
 
 #include <algorithm>
+#include <numeric>
+#include <optional>
 #include <set>
 
 namespace attest {
@@ -11,11 +13,22 @@ namespace {
 struct State {
   std::vector<std::vector<Token>> tokens;
   std::vector<int64_t> next_serial, next_query;
+  std::optional<PageAllocator> pages;
 
   [[nodiscard]] std::vector<int64_t> lengths() const {
     std::vector<int64_t> lengths;
     for (const auto& sequence : tokens) lengths.push_back(static_cast<int64_t>(sequence.size()));
     return lengths;
+  }
+  void cut(size_t sequence, int64_t length) {
+    tokens[sequence].resize(static_cast<size_t>(length));
+    if (pages) pages->truncate(static_cast<int64_t>(sequence), length);
+  }
+  /// Sequence b takes what sequence source[b] had.
+  void rearrange(const std::vector<int64_t>& source) {
+    const auto old = tokens;
+    for (size_t b = 0; b < old.size(); ++b) tokens[b] = old[static_cast<size_t>(source[b])];
+    if (pages) pages->rearrange(source);
   }
 };
 
@@ -23,11 +36,72 @@ std::string step_place(const Case& c, size_t step) {
   return fmt::format("{}: {} step {}", c.file.string(), c.id, step);
 }
 
-void attend(const Case& c, size_t index, State& state, Moment& moment) {
+int64_t data_slot(const Case& c, size_t sequence) {
+  return c.inputs.slots.empty() ? static_cast<int64_t>(sequence) : c.inputs.slots[sequence];
+}
+
+/// C8: a ring still has what the queries of its next step may see, if it is cut to this length.
+void check_ring(const Case& c, size_t index, int64_t sequence, int64_t length, int64_t kept) {
+  const int64_t lost = std::max<int64_t>(0, length - c.problem.capacity);
+  if (kept < length && std::max<int64_t>(0, kept - *c.problem.window_left) < lost) {
+    throw Error::at(step_place(c, index),
+                    "truncates sequence {} to {}, whose window needs tokens that the ring has lost", sequence, kept);
+  }
+}
+
+/// The last attend before a step.
+size_t last_attend(const Case& c, size_t index, const Timeline& timeline) {
+  for (size_t i = index; i-- > 0;) {
+    if (timeline[i].step.kind == StepKind::attend) return i;
+  }
+  throw Error::at(step_place(c, index), "wants an attend before it");
+}
+
+/// E2: rows over the keys of all parts.
+void merge(const Case& c, size_t index, const Timeline& timeline, Moment& moment) {
+  for (size_t i = index; moment.parts.size() < static_cast<size_t>(moment.step.parts);) {
+    i = last_attend(c, i, timeline);
+    moment.parts.insert(moment.parts.begin(), i);
+  }
+  const Moment& first = timeline[moment.parts.front()];
+  moment.query_step = first.query_step;
+  moment.max_queries = first.max_queries;
+  moment.rows = first.rows;
+  moment.tokens.resize(first.tokens.size());
+  for (const size_t part : moment.parts) {
+    if (timeline[part].query_step != first.query_step) {
+      throw Error::at(step_place(c, index), "merges step {}, whose queries are not those of step {}", part,
+                      moment.parts.front());
+    }
+    for (size_t b = 0; b < moment.tokens.size(); ++b) {
+      const auto& tokens = timeline[part].tokens[b];
+      moment.tokens[b].insert(moment.tokens[b].end(), tokens.begin(), tokens.end());
+    }
+  }
+  for (Row& row : moment.rows) {
+    row.begin = 0;
+    row.end = static_cast<int64_t>(moment.tokens[static_cast<size_t>(row.sequence)].size());
+  }
+}
+
+void attend(const Case& c, size_t index, const Timeline& timeline, State& state, Moment& moment) {
   const Step& step = moment.step;
   const bool cached = c.problem.cache != CacheKind::none;
+  const bool bounded = cached && c.problem.cache != CacheKind::ring;
   const bool refused = step.expect != Expect::ok;
   bool overflows = false;
+  const auto angle = [&](size_t b, int64_t i, int64_t position) {
+    return step.positions.empty() ? position : step.positions[b] + i;
+  };
+  if (step.again) {
+    const Moment& before = timeline[last_attend(c, index, timeline)];
+    if (before.step.queries != step.queries) {
+      throw Error::at(step_place(c, index),
+                      "repeats the queries of the attend before it, but has another number of them");
+    }
+    moment.query_step = before.query_step;
+    for (size_t b = 0; b < step.queries.size(); ++b) state.next_query[b] -= step.queries[b];
+  }
   moment.incoming.resize(state.tokens.size());
   for (size_t b = 0; b < state.tokens.size(); ++b) {
     if (!cached) state.tokens[b].clear();
@@ -36,10 +110,10 @@ void attend(const Case& c, size_t index, State& state, Moment& moment) {
       throw Error::at(step_place(c, index), "has {} queries and {} keys; with \"self\" they must be equal",
                       step.queries[b], step.keys[b]);
     }
-    overflows = overflows || (cached && length + step.keys[b] > c.problem.capacity);
+    overflows = overflows || (bounded && length + step.keys[b] > c.problem.capacity);
     for (int64_t i = 0; i < step.keys[b]; ++i) {
-      moment.incoming[b].push_back(
-          {static_cast<int64_t>(b), state.next_serial[b]++, length + i, static_cast<int64_t>(index), i});
+      moment.incoming[b].push_back({static_cast<int64_t>(b), data_slot(c, b), state.next_serial[b]++, length + i,
+                                    angle(b, i, length + i), static_cast<int64_t>(index), i});
     }
     moment.max_queries = std::max(moment.max_queries, step.queries[b]);
     moment.max_keys = std::max(moment.max_keys, step.keys[b]);
@@ -49,6 +123,11 @@ void attend(const Case& c, size_t index, State& state, Moment& moment) {
                     overflows ? "exceeds" : "stays within", c.problem.capacity);
   }
   if (moment.max_queries == 0) throw Error::at(step_place(c, index), "has no query");
+  if (state.pages && !overflows) {
+    for (size_t b = 0; b < state.tokens.size(); ++b) {
+      state.pages->append(static_cast<int64_t>(b), static_cast<int64_t>(state.tokens[b].size()), step.keys[b]);
+    }
+  }
   if (refused) {
     // What was refused is gone: the queries that come after it are new ones, as the keys are.
     for (size_t b = 0; b < state.tokens.size(); ++b) state.next_query[b] += step.queries[b];
@@ -60,17 +139,21 @@ void attend(const Case& c, size_t index, State& state, Moment& moment) {
     const auto total = static_cast<int64_t>(tokens.size());
     for (int64_t i = 0; i < step.queries[b]; ++i) {
       const KeyRange keys = visible_keys(c.problem, total, step.queries[b], i);
-      moment.rows.push_back(
-          {static_cast<int64_t>(b), i, state.next_query[b]++, total - step.queries[b] + i, keys.begin, keys.end});
+      const int64_t position = total - step.queries[b] + i;
+      moment.rows.push_back({static_cast<int64_t>(b), data_slot(c, b), i, state.next_query[b]++, position,
+                             angle(b, i, position), keys.begin, keys.end});
     }
   }
 }
 
-void apply(const Case& c, size_t index, State& state, Moment& moment) {
+void apply(const Case& c, size_t index, const Timeline& timeline, State& state, Moment& moment) {
   const Step& step = moment.step;
   switch (step.kind) {
     case StepKind::attend:
-      attend(c, index, state, moment);
+      attend(c, index, timeline, state, moment);
+      break;
+    case StepKind::merge:
+      merge(c, index, timeline, moment);
       break;
     case StepKind::truncate:
       for (size_t b = 0; b < state.tokens.size(); ++b) {
@@ -78,20 +161,25 @@ void apply(const Case& c, size_t index, State& state, Moment& moment) {
           throw Error::at(step_place(c, index), "truncates sequence {} to {}, which has {} tokens", b, step.lengths[b],
                           moment.before[b]);
         }
-        state.tokens[b].resize(static_cast<size_t>(step.lengths[b]));
+        if (c.problem.cache == CacheKind::ring) {
+          check_ring(c, index, static_cast<int64_t>(b), moment.before[b], step.lengths[b]);
+        }
+        state.cut(b, step.lengths[b]);
       }
       break;
     case StepKind::reset:
-      for (const int64_t b : step.sequences) state.tokens[static_cast<size_t>(b)].clear();
+      for (const int64_t b : step.sequences) state.cut(static_cast<size_t>(b), 0);
       break;
-    case StepKind::fork:
-      state.tokens[static_cast<size_t>(step.to)] = state.tokens[static_cast<size_t>(step.from)];
-      break;
-    case StepKind::reorder: {
-      const auto old = state.tokens;
-      for (size_t b = 0; b < old.size(); ++b) state.tokens[b] = old[static_cast<size_t>(step.sequences[b])];
+    case StepKind::fork: {
+      std::vector<int64_t> source(state.tokens.size());
+      std::iota(source.begin(), source.end(), int64_t{0});
+      source[static_cast<size_t>(step.to)] = step.from;
+      state.rearrange(source);
       break;
     }
+    case StepKind::reorder:
+      state.rearrange(step.sequences);
+      break;
   }
 }
 
@@ -108,15 +196,42 @@ KeyRange visible_keys(const Problem& problem, int64_t total, int64_t queries, in
   return keys;
 }
 
+int64_t slot_of(const Problem& problem, const Moment& moment, int64_t sequence, int64_t position) {
+  switch (problem.cache) {
+    case CacheKind::paged: {
+      const auto& pages = moment.pages.table[static_cast<size_t>(sequence)];
+      return pages[static_cast<size_t>(position / problem.page_size)] * problem.page_size +
+             position % problem.page_size;
+    }
+    case CacheKind::ring:
+      return sequence * problem.capacity + position % problem.capacity;
+    default:
+      return sequence * problem.capacity + position;
+  }
+}
+
 Timeline play(const Case& c) {
   const auto batch = static_cast<size_t>(c.problem.batch);
-  State state{std::vector<std::vector<Token>>(batch), std::vector<int64_t>(batch), std::vector<int64_t>(batch)};
+  State state{std::vector<std::vector<Token>>(batch), std::vector<int64_t>(batch), std::vector<int64_t>(batch), {}};
+  if (c.problem.cache == CacheKind::paged) state.pages.emplace(c.problem, c.inputs.pages);
   Timeline timeline;
   for (size_t i = 0; i < c.steps.size(); ++i) {
     Moment moment;
     moment.step = c.steps[i];
     moment.before = c.problem.cache == CacheKind::none ? std::vector<int64_t>(batch) : state.lengths();
-    apply(c, i, state, moment);
+    moment.query_step = i;
+    apply(c, i, timeline, state, moment);
+    if (state.pages) moment.pages = state.pages->take();
+    if (moment.step.kind == StepKind::merge) {
+      timeline.push_back(std::move(moment));
+      continue;
+    }
+    if (state.pages && moment.step.expect == Expect::invalid) {
+      // Pages were there for a step in which something else is wrong; it leaves none behind.
+      for (size_t b = 0; b < batch; ++b) {
+        state.pages->truncate(static_cast<int64_t>(b), static_cast<int64_t>(state.tokens[b].size()));
+      }
+    }
     moment.after = state.lengths();
     moment.tokens = state.tokens;
     moment.max_total = *std::max_element(moment.after.begin(), moment.after.end());
