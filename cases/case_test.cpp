@@ -125,3 +125,80 @@ TEST_CASE("broken cases are refused by field") {
   json["id"] = "With Space";
   check_refused(json, "id: got \"With Space\"");
 }
+
+TEST_CASE("every feature is read, written and named") {
+  const auto problem = [](const std::string& fields) {
+    Json json = Json::parse(R"({"head_dim": 8})");
+    json.update(Json::parse(fields));
+    return attest::problem_from_json(json, "p");
+  };
+  for (const char* fields : {
+           R"({"dtype": "bf16"})",
+           R"({"dtype": "f16", "mask": "additive"})",
+           R"({"mask": "boolean", "lse": true})",
+           R"({"rope": {"style": "half", "base": 500000}})",
+           R"({"rope": {"style": "interleaved", "dim": 4, "base": 10000, "scaling": {"kind": "linear", "factor": 8}}})",
+           R"({"rope": {"style": "half", "base": 1e6, "scaling": {"kind": "yarn", "factor": 4, "original_length": 4096,
+               "low_frequency": 1, "high_frequency": 32, "attention_factor": 1.25}}})",
+           R"({"qk_norm": {"epsilon": 1e-6}, "packed": true})",
+           R"({"cache": "paged", "capacity": 40, "page_size": 16})",
+           R"({"cache": "ring", "capacity": 9, "window": {"left": 8}})",
+           R"({"cache": "contiguous", "capacity": 9, "cache_dtype": "f8_e4m3", "kv_scale": "head"})",
+       }) {
+    INFO(fields);
+    const attest::Problem read = problem(fields);
+    const attest::Problem again = attest::problem_from_json(to_json(read), "again");
+    CHECK(to_json(again) == to_json(read));
+    CHECK(identity(again) == identity(read));
+    CHECK(to_json(read) != to_json(problem("{}")));
+  }
+  CHECK(features(problem(R"({"rope": {"style": "half", "base": 100, "scaling": {"kind": "ntk", "factor": 2}},
+                             "qk_norm": {"epsilon": 1}, "mask": "boolean"})")) ==
+        std::vector<std::string>{"mask", "rope", "rope_scaling", "qk_norm"});
+}
+
+TEST_CASE("features that cannot be are refused, with the field and what was wanted") {
+  const auto refused = [](const std::string& fields, const std::string& part) {
+    Json json = minimal();
+    json["problem"].update(Json::parse(fields));
+    check_refused(json, part);
+  };
+  refused(R"({"dtype": "f64"})", "problem.dtype: got \"f64\"");
+  refused(R"({"cache": "ring"})",
+          "problem.cache: got \"ring\", wanted a window with a left bound below the capacity 8");
+  refused(R"({"cache": "ring", "window": {"left": 8}})", "wanted a window with a left bound below the capacity 8");
+  refused(R"({"cache": "paged"})", "problem.page_size: got 0");
+  refused(R"({"cache_dtype": "i8"})", "problem: the field \"kv_scale\" is missing");
+  refused(R"({"cache_dtype": "i8", "kv_scale": "none"})", "wanted tensor, head or token");
+  refused(R"({"page_size": 4})", "unknown field \"page_size\"");
+  refused(R"({"rope": {"style": "half", "dim": 10, "base": 1e4}})",
+          "rope.dim: got 10, wanted an even number from 2 to");
+  refused(R"({"rope": {"style": "half", "dim": 3, "base": 1e4}})", "rope.dim: got 3");
+  refused(R"({"rope": {"style": "half", "base": 0}})", "rope.base: got 0, wanted a positive number");
+  refused(R"({"rope": {"style": "half", "base": 1e4, "scaling": {"kind": "llama3", "factor": 8}}})", "original_length");
+  refused(R"({"rope": {"style": "half", "base": 1e4, "scaling": {"kind": "linear", "factor": 8, "low_frequency": 1}}})",
+          "low_frequency");
+  refused(R"({"qk_norm": {"epsilon": 0}})", "qk_norm.epsilon: got 0");
+  refused(R"({"packed": true, "mask": "boolean"})", "problem.packed: got true, wanted false");
+  refused(R"({"mask": "boolean"})", "inputs: the field \"mask\" is missing");
+
+  const auto mask = [](const std::string& kind, const std::string& spec, const std::string& part) {
+    Json json = minimal();
+    json["problem"]["mask"] = kind;
+    json["inputs"]["mask"] = Json::parse(spec);
+    check_refused(json, part);
+  };
+  mask("boolean", R"({"pattern": "bias", "axes": ""})", "inputs.mask.pattern: got \"bias\", wanted one of: blocks");
+  mask("additive", R"({"pattern": "bias", "axes": "qb"})", "inputs.mask.axes: got \"qb\"");
+  mask("boolean", R"({"pattern": "blocks", "axes": "bh"})", "wanted a q");
+
+  Json positions = minimal();
+  positions["steps"][0]["positions"] = 4;
+  check_refused(positions, "steps[0].positions: wanted a problem with RoPE");
+  Json merge = minimal();
+  merge["steps"].push_back({{"merge", 2}});
+  check_refused(merge, "wanted a problem of the core level with lse");
+  Json bitwise = minimal();
+  bitwise["bitwise"] = Json::object();
+  check_refused(bitwise, "bitwise");
+}

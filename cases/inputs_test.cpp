@@ -7,7 +7,9 @@
 #include <cmath>
 
 #include "cases/philox.h"
+#include "cases/quantise.h"
 #include "cases/recipes.h"
+#include "cases/storage.h"
 
 using namespace attest;
 
@@ -173,4 +175,73 @@ TEST_CASE("the recipe of random bits has zeros of both signs") {
   CHECK(zeros(false) > 4);
   CHECK(zeros(true) > 4);
   CHECK(zeros(false) + zeros(true) < 64);
+}
+
+TEST_CASE("inputs of a 16-bit problem are numbers of its dtype, and never subnormal") {
+  for (const char* dtype : {"f16", "bf16"}) {
+    for (const char* recipe : {"gaussian", "bits", "needle"}) {
+      INFO(dtype << " " << recipe);
+      const Case c = make(recipe, R"([{"attend": 9}])", Json{{"dtype", dtype}}.dump());
+      const Inputs inputs = inputs_of(c);
+      for (const auto* tensor : {&inputs.steps[0].query, &inputs.steps[0].key, &inputs.steps[0].value}) {
+        for (const float x : tensor->data) {
+          REQUIRE(round_to(c.problem.dtype, x) == x);
+          REQUIRE((x == 0 || std::fabs(x) >= (c.problem.dtype == DType::f16 ? 0x1p-14F : 0x1p-126F)));
+        }
+      }
+    }
+  }
+  CHECK_THROWS_AS(inputs_of(make("large_logits", R"([{"attend": 3}])", R"({"dtype": "f16"})")), Error);
+}
+
+TEST_CASE("a mask has the axes it is asked for, and chunks see the mask of the whole") {
+  const auto masked = [](const std::string& pattern, const std::string& axes, const std::string& steps) {
+    Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["A1"], "kills": [],
+        "problem": {"batch": 2, "query_heads": 4, "head_dim": 4, "mask": "additive", "cache": "contiguous",
+                    "capacity": 12}})");
+    json["inputs"] = {{"recipe", "gaussian"}, {"mask", {{"pattern", pattern}, {"axes", axes}}}};
+    json["steps"] = Json::parse(steps);
+    return inputs_of(case_from_json(json, "family", "test"));
+  };
+  CHECK(masked("holes", "", R"([{"attend": 6}])").steps[0].mask.shape == std::vector<int64_t>{1, 1, 1, 6});
+  CHECK(masked("holes", "bq", R"([{"attend": 6}])").steps[0].mask.shape == std::vector<int64_t>{2, 1, 6, 6});
+  for (const char* pattern : {"holes", "blocks", "rows", "prefix", "bias", "bias_holes", "padding_left"}) {
+    INFO(pattern);
+    const Dense<float> whole = masked(pattern, "bhq", R"([{"attend": 9}])").steps[0].mask;
+    const Dense<float> part = masked(pattern, "bhq", R"([{"attend": 7}, {"attend": 2}])").steps[1].mask;
+    REQUIRE(part.shape == std::vector<int64_t>{2, 4, 2, 9});
+    for (size_t bh = 0; bh < 8; ++bh) {
+      const auto begin = whole.data.begin() + static_cast<int64_t>((bh * 9 + 7) * 9);
+      CHECK(std::equal(begin, begin + 18, part.data.begin() + static_cast<int64_t>(bh * 18)));
+    }
+    const auto [least, most] = std::minmax_element(whole.data.begin(), whole.data.end());
+    CHECK(*least < *most);
+  }
+}
+
+TEST_CASE("keys and values of a quantised case lie clear of the middle between two codes") {
+  for (const char* scale : {"tensor", "head", "token"}) {
+    for (const char* codes : {"i8", "f8_e4m3", "f8_e5m2"}) {
+      for (const char* dtype : {"f32", "bf16"}) {
+        INFO(scale << " " << codes << " " << dtype);
+        const Json problem{
+            {"dtype", dtype}, {"cache", "contiguous"}, {"capacity", 12}, {"cache_dtype", codes}, {"kv_scale", scale}};
+        const Case c = make("gaussian", R"([{"attend": 9}])", problem.dump());
+        const Inputs inputs = inputs_of(c);
+        CHECK(inputs.key_scale.data.size() == (*scale == 'h' ? 2U : std::string(scale) == "token" ? 0U : 1U));
+        for (size_t vector = 0; vector < 18; ++vector) {
+          const auto* x = inputs.steps[0].key.data.data() + vector * 16;
+          double by = 0;
+          for (size_t d = 0; d < 16; ++d) by = std::max(by, std::fabs(static_cast<double>(x[d])));
+          by /= info(c.problem.cache_dtype).largest;
+          if (*scale == 'h') by = static_cast<double>(inputs.key_scale.data[vector % 2]);
+          if (std::string(scale) == "tensor") by = static_cast<double>(inputs.key_scale.data[0]);
+          for (size_t d = 0; d < 16; ++d) {
+            REQUIRE(code_margin(c.problem.cache_dtype, static_cast<double>(x[d]), by) >= kCodeMargin);
+            REQUIRE(std::fabs(static_cast<double>(x[d])) <= by * info(c.problem.cache_dtype).largest * (1 + 1e-12));
+          }
+        }
+      }
+    }
+  }
 }

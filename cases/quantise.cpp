@@ -96,9 +96,12 @@ class Fitter {
     }
     for (float& x : vector) {
       const float from = x;
-      const float away = x > 0 ? -1.0F : 1.0F;  // towards 0, so that a vector keeps its largest element
-      for (int k = 1; code_margin(p_.cache_dtype, static_cast<double>(x), scale) < 2 * kCodeMargin && k < 64; ++k) {
-        x = round_to(p_.dtype, from + away * static_cast<float>(k) * static_cast<float>(scale) / 16);
+      const double code = std::fabs(static_cast<double>(x)) / scale;
+      const double distance = code_step(p_.cache_dtype, std::min(code, info(p_.cache_dtype).largest)) * scale;
+      // Towards 0, so that a vector keeps its largest element.
+      const double away = std::copysign(distance / 32, static_cast<double>(-x));
+      for (int k = 1; code_margin(p_.cache_dtype, static_cast<double>(x), scale) < 2 * kCodeMargin && k < 32; ++k) {
+        x = round_to(p_.dtype, static_cast<float>(static_cast<double>(from) + away * k));
       }
     }
   }

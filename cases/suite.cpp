@@ -106,6 +106,35 @@ void load_case_file(const fs::path& path, std::vector<Case>& cases) {
   fields.finish();
 }
 
+/// Cases that are run together must be possible together.
+void check_partners(const Suite& suite, const Case& c) {
+  const auto kinds_of = [](const Case& one) {
+    std::vector<StepKind> kinds;
+    for (const Step& step : one.steps) kinds.push_back(step.kind);
+    return kinds;
+  };
+  for (const std::string& id : c.alongside) {
+    if (id == c.id || kinds_of(*find_case(suite, id)) != kinds_of(c)) {
+      throw Error::at(fmt::format("{}: {}.alongside", c.file.string(), c.id),
+                      "got \"{}\", wanted another case, with as many steps of the same kinds", id);
+    }
+  }
+  const auto rows_of = [](const Case& one) {
+    std::set<std::pair<int64_t, int64_t>> rows;
+    for (const Moment& moment : play(one)) {
+      for (const Row& row : moment.rows) rows.emplace(row.data, row.serial);
+    }
+    return rows;
+  };
+  for (const std::string& id : c.bitwise.with) {
+    const auto own = rows_of(c), others = rows_of(*find_case(suite, id));
+    if (std::none_of(own.begin(), own.end(), [&](const auto& row) { return others.contains(row); })) {
+      throw Error::at(fmt::format("{}: {}.bitwise.with", c.file.string(), c.id),
+                      "got \"{}\", wanted a case that has a row of the same data", id);
+    }
+  }
+}
+
 }  // namespace
 
 fs::path find_suite(const fs::path& given) {
@@ -144,11 +173,14 @@ Suite load_suite(const fs::path& root) {
     check_known(c.kills, bugs, c, "kills", "cases/bugs.json");
     check_known(c.clauses, clauses, c, "clauses", "spec/attention.md");
     if (!c.equals.empty()) check_known({c.equals}, ids, c, "equals", "the suite");
+    check_known(c.bitwise.with, ids, c, "bitwise.with", "the suite");
+    check_known(c.alongside, ids, c, "alongside", "the suite");
     if (c.equals == c.id) {
       throw Error::at(fmt::format("{}: {}.equals", c.file.string(), c.id), "got \"{}\", wanted another case", c.id);
     }
     play(c);  // an impossible step is refused here, not only in a run that happens to select its case
   }
+  for (const Case& c : suite.cases) check_partners(suite, c);
   return suite;
 }
 
