@@ -144,8 +144,21 @@ Layout layout_from_json(const Json& json, const std::string& place, std::string_
       !std::is_permutation(layout.order.begin(), layout.order.end(), letters.begin(), letters.end())) {
     throw Error::at(fields.place("order"), "got \"{}\", wanted each letter of \"{}\" once", layout.order, letters);
   }
+  const auto check_unused = [](int64_t unused, const std::string& at) {
+    if (unused < 0 || unused > 4096) throw Error::at(at, "got {}, wanted 0 to 4096", unused);
+  };
   layout.pad = fields.optional<int64_t>("pad", 0);
-  if (layout.pad < 0 || layout.pad > 4096) throw Error::at(fields.place("pad"), "got {}, wanted 0 to 4096", layout.pad);
+  check_unused(layout.pad, fields.place("pad"));
+  if (fields.has("pads")) {
+    for (const auto& [letter, unused] : fields.object("pads").items()) {
+      const std::string at = fields.place("pads") + "." + letter;
+      if (letter.size() != 1 || letters.find(letter) == std::string_view::npos) {
+        throw Error::at(at, "wanted a letter of \"{}\"", letters);
+      }
+      check_unused(layout.pads[letter[0]] = json_to<int64_t>(unused, at), at);
+    }
+  }
+  layout.absurd = fields.optional<bool>("absurd", false);
   fields.finish();
   return layout;
 }
@@ -153,7 +166,8 @@ Layout layout_from_json(const Json& json, const std::string& place, std::string_
 Layouts layouts_from_json(const Json& json, const std::string& place, const Problem& problem) {
   Fields fields(json, place);
   Layouts layouts;
-  const std::string_view tokens = problem.level == Level::layer ? "bsd" : "bshd";
+  std::string_view tokens = problem.level == Level::layer ? "bsd" : "bshd";
+  if (problem.packed) tokens.remove_prefix(1);
   const auto read = [&](std::string_view name, Layout& layout, std::string_view letters) {
     if (fields.has(name)) layout = layout_from_json(fields.at(name), fields.place(name), letters);
   };
@@ -175,6 +189,11 @@ Step attend_from_json(Fields& fields, const Problem& problem) {
   if (fields.has("positions")) {
     if (!problem.rope) throw Error::at(fields.place("positions"), "wanted a problem with RoPE");
     step.positions = per_sequence(fields, "positions", problem.batch);
+    for (size_t b = 0; b < step.keys.size(); ++b) {
+      if (step.keys[b] <= step.queries[b]) continue;
+      throw Error::at(fields.place("positions"),
+                      "wanted no more keys than queries: a query and a key share each number");
+    }
   }
   if (fields.has("malform")) {
     Fields malform(fields.at("malform"), fields.place("malform"));

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -68,11 +69,14 @@ struct Step {
   std::optional<Malformed> malformed;
 };
 
-/// The memory order of a tensor's axes, e.g. "bhsd" for [B, S, H, D] stored heads-first; `pad` adds unused elements to
-/// the innermost stored axis. Letters: b batch, s token (or slot), h head, d channel.
+/// The memory order of a tensor's axes, e.g. "bhsd" for [B, S, H, D] stored heads-first. Letters: b batch (or page), s
+/// token (or slot), h head, d channel; packed token axes have no b. Unused extents make a tensor a view into a larger
+/// one, as of Q into a buffer that has Q, K and V.
 struct Layout {
-  std::string order;  ///< Empty: the logical order.
-  int64_t pad = 0;
+  std::string order;                  ///< Empty: the logical order.
+  int64_t pad = 0;                    ///< Unused elements after the innermost stored axis.
+  std::map<char, int64_t> pads = {};  ///< By letter: unused extent after that axis.
+  bool absurd = false;                ///< Axes of extent 1 have a stride that nobody may use (clause T1).
 };
 
 struct Layouts {

@@ -16,7 +16,7 @@ const std::vector<std::string> kCaches{"none", "contiguous", "paged", "ring"};
 const std::vector<std::string> kAlibis{"none", "standard", "slopes"};
 const std::vector<std::string> kMasks{"none", "boolean", "additive"};
 const std::vector<std::string> kRopeStyles{"none", "half", "interleaved"};
-const std::vector<std::string> kRopeScalings{"none", "linear", "ntk", "yarn", "llama3"};
+const std::vector<std::string> kRopeScalings{"none", "linear", "ntk", "yarn", "llama3", "yarn_unrounded"};
 const std::vector<std::string> kKvScales{"none", "tensor", "head", "token"};
 const std::vector<std::pair<std::string_view, bool Biases::*>> kBiases{
     {"q", &Biases::q}, {"k", &Biases::k}, {"v", &Biases::v}, {"out", &Biases::out}};
@@ -64,7 +64,7 @@ void rope_scaling_from_json(const Json& json, const std::string& place, Rope& ro
   rope.scaling = fields.choice<RopeScaling>("kind", kRopeScalings);
   if (rope.scaling == RopeScaling::none) throw Error::at(fields.place("kind"), "got \"none\", wanted a scaling");
   rope.factor = positive(fields, "factor");
-  const bool by_parts = rope.scaling == RopeScaling::yarn || rope.scaling == RopeScaling::llama3;
+  const bool by_parts = rope.is_yarn() || rope.scaling == RopeScaling::llama3;
   if (by_parts) {
     rope.original_length = positive(fields, "original_length");
     rope.low_frequency = positive(fields, "low_frequency");
@@ -74,7 +74,7 @@ void rope_scaling_from_json(const Json& json, const std::string& place, Rope& ro
                       rope.high_frequency, rope.low_frequency);
     }
   }
-  if (rope.scaling == RopeScaling::yarn && fields.has("attention_factor")) {
+  if (rope.is_yarn() && fields.has("attention_factor")) {
     rope.attention_factor = positive(fields, "attention_factor");
   }
   fields.finish();
@@ -96,6 +96,7 @@ Rope rope_from_json(const Json& json, const std::string& place, int64_t head_dim
   if (rope.scaling == RopeScaling::ntk && rope.dim < 4) {
     throw Error::at(place + ".dim", "got {}, wanted at least 4 with NTK scaling", rope.dim);
   }
+  if (rope.is_yarn() && rope.base <= 1) throw Error::at(place + ".base", "got {}, wanted more than 1", rope.base);
   return rope;
 }
 

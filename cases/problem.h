@@ -19,7 +19,7 @@ enum class CacheKind : int { none, contiguous, paged, ring };
 enum class Alibi : int { none, standard, slopes };
 enum class MaskKind : int { none, boolean, additive };
 enum class RopeStyle : int { none, half, interleaved };
-enum class RopeScaling : int { none, linear, ntk, yarn, llama3 };
+enum class RopeScaling : int { none, linear, ntk, yarn, llama3, yarn_unrounded };
 /// Over what one scale of a quantised cache spans.
 enum class KvScale : int { none, tensor, head, token };
 
@@ -32,6 +32,7 @@ struct Rope {
   double factor = 0, original_length = 0, low_frequency = 0, high_frequency = 0;
   double attention_factor = 0;  ///< YaRN; 0: 0.1 ln(factor) + 1.
   explicit operator bool() const { return style != RopeStyle::none; }
+  [[nodiscard]] bool is_yarn() const { return scaling == RopeScaling::yarn || scaling == RopeScaling::yarn_unrounded; }
 };
 
 /// Layer level: which of the four projections have a bias.

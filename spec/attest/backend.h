@@ -107,7 +107,8 @@ typedef enum attest_rope_scaling {
   ATTEST_ROPE_SCALING_LINEAR = 1, /**< positions / factor. */
   ATTEST_ROPE_SCALING_NTK = 2,    /**< base * factor^(r / (r - 2)), r = rotary_dim. */
   ATTEST_ROPE_SCALING_YARN = 3,   /**< NTK by parts, with the attention factor. */
-  ATTEST_ROPE_SCALING_LLAMA3 = 4  /**< Llama 3.1's smoothed split of low and high frequencies. */
+  ATTEST_ROPE_SCALING_LLAMA3 = 4, /**< Llama 3.1's smoothed split of low and high frequencies. */
+  ATTEST_ROPE_SCALING_YARN_UNROUNDED = 5 /**< YARN whose ramp does not begin and end at whole pairs: gpt-oss. */
 } attest_rope_scaling;
 
 /** Linear position bias (clause B1). */
@@ -155,11 +156,12 @@ typedef struct attest_problem {
   int64_t v_head_dim;             /**< Dv. */
   int64_t d_model;                /**< Layer level: input and output width; else 0. */
   DLDataType dtype;               /**< Query, key, value, weights and output. */
-  DLDataType cache_dtype;         /**< The cache's tensors. */
+  DLDataType cache_dtype;         /**< `dtype`; quantised (`kv_scale`): int8, or uint8 with `cache_fp8`. */
   double scale;                   /**< Multiplies q.k, exactly this value; 0 = the real 1 / sqrt(Dk) (clause A1). */
   int32_t causal;                 /**< attest_causal. */
   int32_t mask;                   /**< attest_mask_kind. */
-  int64_t window_left;            /**< Keys j < position - window_left are masked; < 0 = no limit (clause M5). */
+  int64_t window_left;            /**< Keys j < position - window_left are masked; < 0 = no limit (clause M5).
+                                   *   A ring needs one from 0 to C - 1 (clause C8). */
   int64_t window_right;           /**< Keys j > position + window_right are masked; < 0 = no limit. */
   double softcap;                 /**< s -> cap * tanh(s / cap) after the scale, before masks; 0 = none (clause A5). */
   int32_t alibi;                  /**< attest_alibi_kind. */
@@ -168,7 +170,7 @@ typedef struct attest_problem {
   int32_t cache;                  /**< attest_cache_kind. */
   int32_t cache_fp8;              /**< attest_fp8; else NONE. */
   int32_t kv_scale;               /**< attest_kv_scale_kind. */
-  int32_t packed;                 /**< 1: ragged tokens are packed, see attest_step.query_start (clause G2). */
+  int32_t packed;                 /**< 1: ragged tokens are packed, see attest_step (clause G2); no mask then. */
   int64_t capacity;               /**< C: tokens per sequence that the cache holds; 0 without a cache. */
   int64_t page_size;              /**< Tokens per page; 0 unless PAGED. */
   double norm_epsilon;            /**< RMS epsilon of QK-norm (clause N1). */
@@ -193,7 +195,8 @@ typedef struct attest_cache {
   DLTensor *key;                  /**< cache_dtype, [B, C, Hk, Dk] or [pages, page_size, Hk, Dk]. In and out. */
   DLTensor *value;                /**< cache_dtype, [B, C, Hk, Dv] or [pages, page_size, Hk, Dv]. In and out. */
   DLTensor *lengths;              /**< int32 [B]: tokens in the cache; in: before the step, out: after it. */
-  const DLTensor *block_table;    /**< PAGED: int32 [B, ceil(C / page_size)], page numbers; else NULL. */
+  const DLTensor *block_table;    /**< PAGED: int32 [B, ceil(C / page_size)], page numbers; else NULL. Entries that
+                                   *   no token needs after the step may be any number. */
   DLTensor *key_scale;            /**< Quantised caches; see attest_kv_scale_kind; else NULL. */
   DLTensor *value_scale;          /**< Likewise. */
 } attest_cache;
@@ -203,7 +206,8 @@ typedef struct attest_cache {
  * Without one: attend to the step's keys and values.
  *
  * Padded form (packed = 0): token axes are [B, S]; sequence b uses its first query_lengths[b] / key_lengths[b] tokens.
- * Packed form (packed = 1): token axes are [tokens]; sequence b owns [start[b], start[b + 1]).
+ * Packed form (packed = 1): token axes are [tokens]; sequence b owns [start[b], start[b + 1]), from start[0] = 0 to
+ * start[B] = tokens.
  * Output rows beyond a sequence's queries may hold anything afterwards; padded inputs may hold anything, NaN included.
  */
 typedef struct attest_step {
@@ -215,9 +219,12 @@ typedef struct attest_step {
   const DLTensor *query_lengths;  /**< (optional) int32 [B], 0..Sq; NULL: all Sq. */
   const DLTensor *key_lengths;    /**< (optional) int32 [B], 0..Sk; NULL: all Sk. */
   const DLTensor *query_start;    /**< Packed form: int32 [B + 1]; else NULL. */
-  const DLTensor *key_start;      /**< Packed form: int32 [B + 1]; else NULL. */
-  const DLTensor *positions;      /**< (optional) int32 [B, Sq]: RoPE positions; NULL: index in the sequence. */
-  const DLTensor *mask;           /**< [B or 1, Hq or 1, Sq or 1, keys after the step]; NULL when mask is NONE. */
+  const DLTensor *key_start;      /**< Packed form: int32 [B + 1], NULL without keys; else NULL. */
+  const DLTensor *positions;      /**< (optional) int32 [B, Sq] (packed: [tokens]): RoPE positions; NULL: index in the
+                                   *   sequence. Each serves the query and the key of that index, so no
+                                   *   sequence has more keys than queries (clause R2). */
+  const DLTensor *mask;           /**< [B or 1, Hq or 1, Sq or 1, most keys after the step]; NULL when mask is
+                                   *   NONE. Rows of no query and columns of no key may hold anything. */
   const attest_cache *cache;      /**< NULL when the problem has no cache. */
   int64_t max_query_length;       /**< Host-side: max over b of the queries (graph replay: an upper bound). */
   int64_t max_total_length;       /**< Host-side: max over b of the keys after the step (likewise). */

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // attest/backend.hpp: write an attention backend as a small C++20 class.
 //
-// Who includes it: backends written in C++, one file of theirs at least. It needs attest/backend.h and the standard
-// library only. It fills the C table from a class, turns exceptions into statuses, parses options, and checks
-// arguments.
+// Who includes it: backends written in C++, one file of theirs at least. It needs attest/backend.h, DLPack and the
+// standard library only. It fills the C table from a class, turns exceptions into statuses, parses options, checks
+// arguments, and finds tokens: padded or packed, in a contiguous, paged or ring cache. attest/backend_math.hpp, which
+// it includes, has the storage formats and RoPE's frequencies.
 //
 //     class Mine {
 //      public:
@@ -47,9 +48,11 @@
 #include <cstring>
 #include <exception>
 #include <initializer_list>
+#include <limits>
 #include <map>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -58,6 +61,7 @@
 #include <vector>
 
 #include "attest/backend.h"
+#include "attest/backend_math.hpp"
 
 // Hidden whatever the flags: two backends in one process must not share this header's statics.
 #if defined(__GNUC__)
@@ -289,6 +293,7 @@ inline constexpr DLDataType f32{kDLFloat, 32, 1};
 inline constexpr DLDataType f16{kDLFloat, 16, 1};
 inline constexpr DLDataType bf16{kDLBfloat, 16, 1};
 inline constexpr DLDataType i32{kDLInt, 32, 1};
+inline constexpr DLDataType i8{kDLInt, 8, 1};
 inline constexpr DLDataType u8{kDLUInt, 8, 1};
 
 inline bool same(DLDataType a, DLDataType b) {
@@ -348,11 +353,17 @@ class View {
 
   template <class... Index>
   T& operator()(Index... index) const {
+    return data_[offset(index...)];
+  }
+
+  /// Of an element from data(), in elements.
+  template <class... Index>
+  [[nodiscard]] std::int64_t offset(Index... index) const {
     static_assert(sizeof...(Index) == Rank, "one index an axis");
     std::size_t axis = 0;
-    std::int64_t offset = 0;
-    ((offset += static_cast<std::int64_t>(index) * strides_[axis++]), ...);
-    return data_[offset];
+    std::int64_t sum = 0;
+    ((sum += static_cast<std::int64_t>(index) * strides_[axis++]), ...);
+    return sum;
   }
 
   /// The same elements, read-only.
@@ -369,6 +380,36 @@ class View {
   T* data_;
   std::array<std::int64_t, Rank> shape_{};
   std::array<std::int64_t, Rank> strides_{};
+};
+
+/// A strided view whose elements are stored in any format, read as float and rounded where they are written.
+template <int Rank>
+class NumberView {
+ public:
+  /// Of a tensor of exactly this rank; `fp8` (an attest_fp8) says what uint8 stands for.
+  explicit NumberView(const DLTensor& tensor, int fp8 = ATTEST_FP8_NONE)
+      : bytes_(tensor), storage_(storage_of(tensor.dtype, fp8)), size_(static_cast<std::int64_t>(bytes_of(storage_))) {}
+
+  template <class... Index>
+  float operator()(Index... index) const {
+    return load(storage_, address(index...));
+  }
+  template <class... Index>
+  void set(float value, Index... index) const {
+    store(storage_, value, address(index...));
+  }
+  template <class... Index>
+  [[nodiscard]] void* address(Index... index) const {
+    return bytes_.data() + bytes_.offset(index...) * size_;
+  }
+  [[nodiscard]] std::int64_t shape(int axis) const { return bytes_.shape(axis); }
+  [[nodiscard]] std::int64_t stride(int axis) const { return bytes_.stride(axis); }
+  [[nodiscard]] Storage storage() const { return storage_; }
+
+ private:
+  View<char, Rank> bytes_;  // its strides count elements, not bytes
+  Storage storage_;
+  std::int64_t size_;
 };
 
 /// In a wanted shape: any extent will do.
@@ -407,6 +448,11 @@ inline void check_equals(const std::string& name, std::int64_t got, std::int64_t
 
 inline void check_finite(const std::string& name, double got) {
   if (!std::isfinite(got)) throw Invalid(name + ": got " + std::to_string(got) + ", wanted a finite number");
+}
+
+inline void check_positive(const std::string& name, double got) {
+  check_finite(name, got);
+  if (got <= 0) throw Invalid(name + ": got " + std::to_string(got) + ", wanted more than 0");
 }
 
 }  // namespace detail
@@ -456,6 +502,68 @@ inline void check_tensor(const std::string& name, const DLTensor* tensor, DLData
 // ---------------------------------------------------------------------------------------------------------------------
 // Problems
 
+namespace detail {
+
+inline void check_cache(const attest_problem& p) {
+  if (p.cache == ATTEST_CACHE_NONE) {
+    check_equals("capacity", p.capacity, 0, "the problem has no cache");
+    check_equals("cache_fp8", p.cache_fp8, ATTEST_FP8_NONE, "the problem has no cache");
+    check_equals("kv_scale", p.kv_scale, ATTEST_KV_SCALE_NONE, "the problem has no cache");
+  } else {
+    check_at_least("capacity", p.capacity, 1);
+    const bool coded = same(p.cache_dtype, i8) || same(p.cache_dtype, u8);
+    if (!coded && !same(p.cache_dtype, p.dtype)) {
+      throw Invalid("cache_dtype: got " + to_string(p.cache_dtype) + ", wanted " + to_string(p.dtype) + ", i8 or u8");
+    }
+    if (coded) {
+      check_range("kv_scale", p.kv_scale, ATTEST_KV_SCALE_PER_TENSOR, ATTEST_KV_SCALE_PER_TOKEN);
+    } else {
+      check_equals("kv_scale", p.kv_scale, ATTEST_KV_SCALE_NONE, "the cache has the problem's dtype");
+    }
+    if (same(p.cache_dtype, u8)) {
+      check_range("cache_fp8", p.cache_fp8, ATTEST_FP8_E4M3, ATTEST_FP8_E5M2);
+    } else {
+      check_equals("cache_fp8", p.cache_fp8, ATTEST_FP8_NONE, "the cache's dtype is not u8");
+    }
+  }
+  if (p.cache == ATTEST_CACHE_PAGED) {
+    check_at_least("page_size", p.page_size, 1);
+  } else {
+    check_equals("page_size", p.page_size, 0, "the cache is not paged");
+  }
+  if (p.cache == ATTEST_CACHE_RING && (p.window_left < 0 || p.window_left >= p.capacity)) {
+    throw Invalid("window_left: got " + std::to_string(p.window_left) + ", wanted 0.." +
+                  std::to_string(p.capacity - 1) + ": a ring keeps no more tokens");
+  }
+}
+
+inline void check_rope(const attest_problem& p) {
+  const attest_rope& rope = p.rope;
+  if (rope.style == ATTEST_ROPE_NONE) return;
+  check_range("rope.rotary_dim", rope.rotary_dim, 2, p.qk_head_dim);
+  if (rope.rotary_dim % 2 != 0) {
+    throw Invalid("rope.rotary_dim: got " + std::to_string(rope.rotary_dim) + ", wanted an even number");
+  }
+  check_positive("rope.base", rope.base);
+  if (rope.scaling == ATTEST_ROPE_SCALING_NONE) return;
+  check_positive("rope.factor", rope.factor);
+  if (rope.scaling == ATTEST_ROPE_SCALING_NTK) check_at_least("rope.rotary_dim", rope.rotary_dim, 4);
+  if (!is_yarn(rope) && rope.scaling != ATTEST_ROPE_SCALING_LLAMA3) return;
+  check_positive("rope.original_length", rope.original_length);
+  check_positive("rope.low_frequency", rope.low_frequency);
+  check_finite("rope.high_frequency", rope.high_frequency);
+  if (rope.high_frequency <= rope.low_frequency) {
+    throw Invalid("rope.high_frequency: got " + std::to_string(rope.high_frequency) +
+                  ", wanted more than the low one's " + std::to_string(rope.low_frequency));
+  }
+  if (is_yarn(rope)) {
+    check_finite("rope.attention_factor", rope.attention_factor);
+    if (rope.base <= 1) throw Invalid("rope.base: got " + std::to_string(rope.base) + ", wanted more than 1");
+  }
+}
+
+}  // namespace detail
+
 /// Throws Invalid unless the problem is a legal one, whether or not a backend implements it.
 inline void check_problem(const attest_problem& p, DLDeviceType device = kDLCPU) {
   using namespace detail;
@@ -469,8 +577,11 @@ inline void check_problem(const attest_problem& p, DLDeviceType device = kDLCPU)
   check_range("packed", p.packed, 0, 1);
   check_range("wants_lse", p.wants_lse, 0, 1);
   check_range("rope.style", p.rope.style, ATTEST_ROPE_NONE, ATTEST_ROPE_INTERLEAVED);
-  check_range("rope.scaling", p.rope.scaling, ATTEST_ROPE_SCALING_NONE, ATTEST_ROPE_SCALING_LLAMA3);
+  check_range("rope.scaling", p.rope.scaling, ATTEST_ROPE_SCALING_NONE, ATTEST_ROPE_SCALING_YARN_UNROUNDED);
 
+  if (!same(p.dtype, f32) && !same(p.dtype, f16) && !same(p.dtype, bf16)) {
+    throw Invalid("dtype: got " + to_string(p.dtype) + ", wanted f32, f16 or bf16");
+  }
   check_at_least("batch", p.batch, 1);
   check_at_least("query_heads", p.query_heads, 1);
   check_at_least("kv_heads", p.kv_heads, 1);
@@ -484,24 +595,10 @@ inline void check_problem(const attest_problem& p, DLDeviceType device = kDLCPU)
   check_finite("softcap", p.softcap);
   if (p.softcap < 0) throw Invalid("softcap: got " + std::to_string(p.softcap) + ", wanted 0 or more");
 
-  if (p.cache == ATTEST_CACHE_NONE) {
-    check_equals("capacity", p.capacity, 0, "the problem has no cache");
-  } else {
-    check_at_least("capacity", p.capacity, 1);
-  }
-  if (p.cache == ATTEST_CACHE_PAGED) {
-    check_at_least("page_size", p.page_size, 1);
-  } else {
-    check_equals("page_size", p.page_size, 0, "the cache is not paged");
-  }
-  if (p.rope.style != ATTEST_ROPE_NONE) {
-    check_range("rope.rotary_dim", p.rope.rotary_dim, 2, p.qk_head_dim);
-    if (p.rope.rotary_dim % 2 != 0) {
-      throw Invalid("rope.rotary_dim: got " + std::to_string(p.rope.rotary_dim) + ", wanted an even number");
-    }
-    check_finite("rope.base", p.rope.base);
-    if (p.rope.base <= 0) throw Invalid("rope.base: got " + std::to_string(p.rope.base) + ", wanted more than 0");
-  }
+  if (p.packed != 0) check_equals("mask", p.mask, ATTEST_MASK_NONE, "the problem is packed");
+  check_cache(p);
+  check_rope(p);
+  if (p.q_norm_weight != nullptr || p.k_norm_weight != nullptr) check_positive("norm_epsilon", p.norm_epsilon);
 
   const auto optional = [&](const char* name, const DLTensor* tensor, DLDataType dtype, std::int64_t extent) {
     if (tensor != nullptr) check_tensor(name, tensor, dtype, {extent}, device);
@@ -538,7 +635,7 @@ inline void check_problem(const attest_problem& p, DLDeviceType device = kDLCPU)
 /// of heads, any scale and any head dimensions belong to every backend; refuse what you cannot do by throwing
 /// Unsupported.
 struct Features {
-  bool f32 = false, f16 = false, bf16 = false;  ///< dtype; the cache's dtype must be the same, or see quantized_cache.
+  bool f32 = false, f16 = false, bf16 = false;  ///< dtype; the cache's is the same, or see int8_cache and fp8_cache.
   bool layer = false;
   bool causal_bottom_right = false, causal_top_left = false;
   bool mask_boolean = false, mask_additive = false;
@@ -546,7 +643,7 @@ struct Features {
   bool rope = false, rope_scaling = false, qk_norm = false;
   bool packed = false;
   bool contiguous_cache = false, paged_cache = false, ring_cache = false;
-  bool quantized_cache = false;  ///< A cache dtype other than the problem's, fp8, or scales.
+  bool int8_cache = false, fp8_cache = false;  ///< With scales of every kind, under each dtype and cache above.
   bool lse = false;
 };
 
@@ -573,10 +670,9 @@ inline void require_only(const attest_problem& p, const Features& has) {
   if (!has.contiguous_cache && p.cache == ATTEST_CACHE_CONTIGUOUS) refuse("a contiguous cache");
   if (!has.paged_cache && p.cache == ATTEST_CACHE_PAGED) refuse("a paged cache");
   if (!has.ring_cache && p.cache == ATTEST_CACHE_RING) refuse("a ring cache");
-  if (!has.quantized_cache && p.cache != ATTEST_CACHE_NONE) {
-    if (p.cache_fp8 != ATTEST_FP8_NONE) refuse("an fp8 cache");
-    if (!same(p.cache_dtype, p.dtype)) refuse("a " + to_string(p.cache_dtype) + " cache under " + to_string(p.dtype));
-    if (p.kv_scale != ATTEST_KV_SCALE_NONE) refuse("a scaled cache");
+  if (p.cache != ATTEST_CACHE_NONE && !same(p.cache_dtype, p.dtype)) {
+    if (!has.int8_cache && same(p.cache_dtype, i8)) refuse("an int8 cache");
+    if (!has.fp8_cache && same(p.cache_dtype, u8)) refuse("an fp8 cache");
   }
   if (!has.lse && p.wants_lse != 0) refuse("the LSE output");
 }
@@ -604,12 +700,9 @@ inline KeyRange visible_keys(const attest_problem& p, std::int64_t index, std::i
 inline std::vector<float> alibi_slopes(const attest_problem& p) {
   std::vector<float> slopes;
   if (p.alibi == ATTEST_ALIBI_NONE) return slopes;
-  std::int64_t n = 1;  // the largest power of two up to Hq
-  while (2 * n <= p.query_heads) n *= 2;
   for (std::int64_t h = 0; h < p.query_heads; ++h) {
-    const double exponent = h < n ? -8.0 * static_cast<double>(h + 1) : -4.0 * static_cast<double>(2 * (h - n) + 1);
     slopes.push_back(p.alibi == ATTEST_ALIBI_SLOPES ? View<const float, 1>(*p.alibi_slopes)(h)
-                                                    : static_cast<float>(std::exp2(exponent / static_cast<double>(n))));
+                                                    : static_cast<float>(standard_alibi_slope(h, p.query_heads)));
   }
   return slopes;
 }
@@ -629,101 +722,363 @@ class Counts {
   std::vector<std::int64_t> values_;
 };
 
-/// How many tokens a step has.
+/// How many tokens a step has, and where they lie on the token axes.
 struct Extents {
   Counts queries;  ///< Query tokens.
   Counts past;     ///< Tokens in the cache before the step; 0 without a cache.
   Counts keys;     ///< Key tokens of this step.
+  /// Number of a sequence's first token if all are counted through: packed `start[b]`, padded `b * S`.
+  Counts query_start, key_start;
+  /// Tokens on the query and on the key axes of the tensors, padding included.
+  std::int64_t query_tokens = 0, key_tokens = 0;
   /// Keys of sequence b after the step, of which its last query may see all.
   [[nodiscard]] std::int64_t total(std::int64_t b) const { return past[b] + keys[b]; }
+  /// Of the longest sequence.
+  [[nodiscard]] std::int64_t largest_total() const {
+    std::int64_t largest = 0;
+    for (std::int64_t b = 0; b < past.batch(); ++b) largest = std::max(largest, total(b));
+    return largest;
+  }
 };
 
-/// The half of check_step that needs no tensor's contents: presence, shapes, dtypes and memory of all arguments.
-/// It covers padded steps (packed = 0) without a cache or with a contiguous or ring cache. Throws Invalid.
+namespace detail {
+
+inline std::int64_t pages_per_sequence(const attest_problem& p) {
+  return (p.capacity + p.page_size - 1) / p.page_size;
+}
+
+/// Of the query or key axis of a checked step; 0 without the tensor.
+inline std::int64_t tokens_on_axis(const attest_problem& p, const DLTensor* tensor) {
+  return tensor == nullptr ? 0 : tensor->shape[p.packed != 0 ? 0 : 1];
+}
+
+inline void check_cache_tensors(const attest_problem& p, const attest_cache& cache, DLDeviceType device) {
+  const bool paged = p.cache == ATTEST_CACHE_PAGED;
+  const std::int64_t inner = paged ? p.page_size : p.capacity;
+  check_tensor("cache.key", cache.key, p.cache_dtype, {paged ? any_extent : p.batch, inner, p.kv_heads, p.qk_head_dim},
+               device);
+  const std::int64_t outer = cache.key->shape[0];
+  check_tensor("cache.value", cache.value, p.cache_dtype, {outer, inner, p.kv_heads, p.v_head_dim}, device);
+  check_tensor("cache.lengths", cache.lengths, i32, {p.batch}, device);
+  if (paged) {
+    check_tensor("cache.block_table", cache.block_table, i32, {p.batch, pages_per_sequence(p)}, device);
+  } else {
+    check_absent("cache.block_table", cache.block_table, "the cache is not paged");
+  }
+  const std::pair<const char*, const DLTensor*> scales[] = {{"cache.key_scale", cache.key_scale},
+                                                            {"cache.value_scale", cache.value_scale}};
+  for (const auto& [name, scale] : scales) {
+    switch (p.kv_scale) {
+      case ATTEST_KV_SCALE_PER_TENSOR:
+        check_tensor(name, scale, f32, {1}, device);
+        break;
+      case ATTEST_KV_SCALE_PER_HEAD:
+        check_tensor(name, scale, f32, {p.kv_heads}, device);
+        break;
+      case ATTEST_KV_SCALE_PER_TOKEN:
+        check_tensor(name, scale, f32, {outer, inner, p.kv_heads}, device);
+        break;
+      default:
+        check_absent(name, scale, "the cache is not quantised");
+    }
+  }
+}
+
+/// The starts of packed sequences, whose tokens fill the axis.
+inline Counts read_starts(const std::string& name, const DLTensor& tensor, Counts& counts, std::int64_t tokens) {
+  const View<const std::int32_t, 1> starts(tensor);
+  const auto at = [&](std::int64_t b) { return name + "[" + std::to_string(b) + "]"; };
+  check_range(at(0), starts(0), 0, 0);
+  Counts first(counts.batch(), 0);
+  for (std::int64_t b = 0; b < counts.batch(); ++b) {
+    check_range(at(b + 1), starts(b + 1), starts(b), tokens);
+    first[b] = starts(b);
+    counts[b] = starts(b + 1) - starts(b);
+  }
+  check_equals(at(counts.batch()), starts(counts.batch()), tokens, "the number of tokens");
+  return first;
+}
+
+}  // namespace detail
+
+/// The half of check_step that needs no tensor's contents: presence, shapes, dtypes and memory of all arguments. It
+/// takes a mask's last axis as it is. Throws Invalid.
 inline void check_step_tensors(const attest_problem& p, const attest_step& step, DLDeviceType device = kDLCPU) {
   using namespace detail;
-  if (p.packed != 0 || p.cache == ATTEST_CACHE_PAGED) {
-    throw std::logic_error("check_step does not cover packed steps and paged caches");
-  }
-  const bool layer = p.level == ATTEST_LEVEL_LAYER;
+  const bool layer = p.level == ATTEST_LEVEL_LAYER, packed = p.packed != 0;
   const auto tokens = [&](const char* name, const DLTensor* tensor, std::int64_t count, std::int64_t heads,
                           std::int64_t dim) {
-    if (layer) {
-      check_tensor(name, tensor, p.dtype, {p.batch, count, p.d_model}, device);
-    } else {
-      check_tensor(name, tensor, p.dtype, {p.batch, count, heads, dim}, device);
-    }
+    if (layer && packed) check_tensor(name, tensor, p.dtype, {count, p.d_model}, device);
+    if (layer && !packed) check_tensor(name, tensor, p.dtype, {p.batch, count, p.d_model}, device);
+    if (!layer && packed) check_tensor(name, tensor, p.dtype, {count, heads, dim}, device);
+    if (!layer && !packed) check_tensor(name, tensor, p.dtype, {p.batch, count, heads, dim}, device);
   };
   tokens("query", step.query, any_extent, p.query_heads, p.qk_head_dim);
-  const std::int64_t query_tokens = step.query->shape[1];
+  const std::int64_t query_tokens = tokens_on_axis(p, step.query);
   if (step.key != nullptr || p.cache == ATTEST_CACHE_NONE) {
     tokens("key", step.key, any_extent, p.kv_heads, p.qk_head_dim);
-    const std::int64_t key_tokens = step.key != nullptr ? step.key->shape[1] : 0;  // it is there: check_tensor throws
-    tokens("value", step.value, key_tokens, p.kv_heads, p.v_head_dim);
+    tokens("value", step.value, tokens_on_axis(p, step.key), p.kv_heads, p.v_head_dim);
   } else {
     check_absent("value", step.value, "there is no key");
   }
-  if (step.query_lengths != nullptr) check_tensor("query_lengths", step.query_lengths, i32, {p.batch}, device);
-  if (step.key_lengths != nullptr) check_tensor("key_lengths", step.key_lengths, i32, {p.batch}, device);
-  check_absent("query_start", step.query_start, "the problem is not packed");
-  check_absent("key_start", step.key_start, "the problem is not packed");
+  if (packed) {
+    check_absent("query_lengths", step.query_lengths, "the problem is packed");
+    check_absent("key_lengths", step.key_lengths, "the problem is packed");
+    check_tensor("query_start", step.query_start, i32, {p.batch + 1}, device);
+    if (step.key != nullptr || step.key_start != nullptr) {
+      check_tensor("key_start", step.key_start, i32, {p.batch + 1}, device);
+    }
+  } else {
+    if (step.query_lengths != nullptr) check_tensor("query_lengths", step.query_lengths, i32, {p.batch}, device);
+    if (step.key_lengths != nullptr) check_tensor("key_lengths", step.key_lengths, i32, {p.batch}, device);
+    check_absent("query_start", step.query_start, "the problem is not packed");
+    check_absent("key_start", step.key_start, "the problem is not packed");
+  }
   if (step.positions != nullptr) {
     if (p.rope.style == ATTEST_ROPE_NONE) check_absent("positions", step.positions, "the problem has no RoPE");
-    check_tensor("positions", step.positions, i32, {p.batch, query_tokens}, device);
+    if (packed) check_tensor("positions", step.positions, i32, {query_tokens}, device);
+    if (!packed) check_tensor("positions", step.positions, i32, {p.batch, query_tokens}, device);
   }
-  if (p.mask == ATTEST_MASK_NONE) check_absent("mask", step.mask, "the problem has no mask");
-
+  if (p.mask == ATTEST_MASK_NONE) {
+    check_absent("mask", step.mask, "the problem has no mask");
+  } else {
+    // Each of the first three axes may be 1 and then serves all.
+    const auto extent = [&](int axis, std::int64_t whole) {
+      const bool one = step.mask != nullptr && step.mask->ndim == 4 && step.mask->shape[axis] == 1;
+      return one ? 1 : whole;
+    };
+    check_tensor("mask", step.mask, p.mask == ATTEST_MASK_BOOLEAN ? u8 : p.dtype,
+                 {extent(0, p.batch), extent(1, p.query_heads), extent(2, query_tokens), any_extent}, device);
+  }
   if (p.cache == ATTEST_CACHE_NONE) {
     if (step.cache != nullptr) throw Invalid("cache: got a cache, wanted none: the problem has no cache");
   } else {
     if (step.cache == nullptr) throw Invalid("cache: got none, wanted one: the problem has a cache");
-    check_tensor("cache.key", step.cache->key, p.cache_dtype, {p.batch, p.capacity, p.kv_heads, p.qk_head_dim}, device);
-    check_tensor("cache.value", step.cache->value, p.cache_dtype, {p.batch, p.capacity, p.kv_heads, p.v_head_dim},
-                 device);
-    check_tensor("cache.lengths", step.cache->lengths, i32, {p.batch}, device);
-    check_absent("cache.block_table", step.cache->block_table, "the cache is not paged");
-    if (p.kv_scale == ATTEST_KV_SCALE_NONE) {
-      check_absent("cache.key_scale", step.cache->key_scale, "the cache is not scaled");
-      check_absent("cache.value_scale", step.cache->value_scale, "the cache is not scaled");
-    }
+    check_cache_tensors(p, *step.cache, device);
   }
   tokens("output", step.output, query_tokens, p.query_heads, p.v_head_dim);
-  if (p.wants_lse != 0) {
-    check_tensor("lse", step.lse, f32, {p.batch, p.query_heads, query_tokens}, device);
-  } else {
+  if (p.wants_lse == 0) {
     check_absent("lse", step.lse, "the problem wants none");
+  } else if (packed) {
+    check_tensor("lse", step.lse, f32, {p.query_heads, query_tokens}, device);
+  } else {
+    check_tensor("lse", step.lse, f32, {p.batch, p.query_heads, query_tokens}, device);
   }
 }
 
-/// Checks all arguments of a step in host memory and answers its extents; see check_step_tensors for what it covers.
-/// It writes nothing, so a step that it refuses has changed nothing. Throws Invalid, or Overflow beyond the capacity.
+/// Checks all arguments of a step in host memory and answers its extents. It writes nothing, so a step that it refuses
+/// has changed nothing. Throws Invalid, or Overflow beyond the capacity.
 inline Extents check_step(const attest_problem& p, const attest_step& step) {
+  using namespace detail;
   check_step_tensors(p, step);
-  const std::int64_t query_tokens = step.query->shape[1];
-  const std::int64_t key_tokens = step.key == nullptr ? 0 : step.key->shape[1];
-  const auto read = [&](const char* name, const DLTensor* tensor, std::int64_t most, std::int64_t otherwise) {
-    Counts counts(p.batch, otherwise);
-    if (tensor == nullptr) return counts;
+  const Counts zero(p.batch, 0);
+  Extents e{zero, zero, zero, zero, zero, tokens_on_axis(p, step.query), tokens_on_axis(p, step.key)};
+  const auto read = [&](const char* name, const DLTensor* tensor, std::int64_t most, Counts& counts) {
+    if (tensor == nullptr) return;
     const View<const std::int32_t, 1> view(*tensor);
     for (std::int64_t b = 0; b < p.batch; ++b) {
       counts[b] = view(b);
-      detail::check_range(name + ("[" + std::to_string(b) + "]"), counts[b], 0, most);
+      check_range(name + ("[" + std::to_string(b) + "]"), counts[b], 0, most);
     }
-    return counts;
   };
   // A ring's length counts on beyond its capacity, as far as an int32 goes.
   const std::int64_t limit = p.cache == ATTEST_CACHE_RING ? INT32_MAX : p.capacity;
-  Extents extents{read("query_lengths", step.query_lengths, query_tokens, query_tokens),
-                  read("cache.lengths", step.cache == nullptr ? nullptr : step.cache->lengths, limit, 0),
-                  read("key_lengths", step.key_lengths, key_tokens, key_tokens)};
-  for (std::int64_t b = 0; step.cache != nullptr && b < p.batch; ++b) {
-    if (extents.total(b) > limit) {
-      throw Overflow("cache.lengths[" + std::to_string(b) + "]: " + std::to_string(extents.past[b]) + " cached + " +
-                     std::to_string(extents.keys[b]) + " new tokens = " + std::to_string(extents.total(b)) +
-                     ", capacity is " + std::to_string(limit));
+  if (p.packed != 0) {
+    e.query_start = read_starts("query_start", *step.query_start, e.queries, e.query_tokens);
+    if (step.key_start != nullptr) e.key_start = read_starts("key_start", *step.key_start, e.keys, e.key_tokens);
+  } else {
+    const std::int64_t query_extent = e.query_tokens, key_extent = e.key_tokens;
+    for (std::int64_t b = 0; b < p.batch; ++b) {
+      e.queries[b] = query_extent, e.query_start[b] = b * query_extent;
+      e.keys[b] = key_extent, e.key_start[b] = b * key_extent;
+    }
+    e.query_tokens *= p.batch, e.key_tokens *= p.batch;
+    read("query_lengths", step.query_lengths, query_extent, e.queries);
+    read("key_lengths", step.key_lengths, key_extent, e.keys);
+  }
+  if (step.cache != nullptr) read("cache.lengths", step.cache->lengths, limit, e.past);
+  for (std::int64_t b = 0; b < p.batch; ++b) {
+    if (step.cache != nullptr && e.total(b) > limit) {
+      throw Overflow("cache.lengths[" + std::to_string(b) + "]: " + std::to_string(e.past[b]) + " cached + " +
+                     std::to_string(e.keys[b]) + " new tokens = " + std::to_string(e.total(b)) + ", capacity is " +
+                     std::to_string(limit));
+    }
+    if (step.positions != nullptr && e.keys[b] > e.queries[b]) {
+      throw Invalid("positions: got " + std::to_string(e.queries[b]) + " of sequence " + std::to_string(b) +
+                    ", wanted one for each of its " + std::to_string(e.keys[b]) + " keys");
     }
   }
-  return extents;
+  if (step.mask != nullptr) {
+    const std::int64_t* const shape = step.mask->shape;
+    check_tensor("mask", step.mask, step.mask->dtype, {shape[0], shape[1], shape[2], e.largest_total()});
+  }
+  if (p.cache == ATTEST_CACHE_PAGED) {
+    const View<const std::int32_t, 2> table(*step.cache->block_table);
+    for (std::int64_t b = 0; b < p.batch; ++b) {
+      for (std::int64_t page = 0; page * p.page_size < e.total(b); ++page) {
+        check_range("cache.block_table[" + std::to_string(b) + ", " + std::to_string(page) + "]", table(b, page), 0,
+                    step.cache->key->shape[0] - 1);
+      }
+    }
+  }
+  return e;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tokens and slots: one way to address what lies in several. All of it is for checked steps in host memory.
+
+/// The numbers of a step's tokens, padded or packed, of any dtype: element (sequence b, its token t, head h, channel
+/// c). A layer's tensor is one head of d_model channels.
+class Tokens {
+ public:
+  /// Of a step's query or output.
+  static Tokens of_queries(const attest_problem& p, const Extents& e, const DLTensor& tensor) {
+    return of_heads(p, e.queries, e.query_start, tensor);
+  }
+  /// Of a step's key or value.
+  static Tokens of_keys(const attest_problem& p, const Extents& e, const DLTensor& tensor) {
+    return of_heads(p, e.keys, e.key_start, tensor);
+  }
+  /// Of a step's LSE: t counts queries, h query heads, and there is one channel.
+  static Tokens of_lse(const attest_problem& p, const Extents& e, const DLTensor& tensor) {
+    const int token_axis = p.packed != 0 ? 1 : 2;
+    return {p, e.queries, e.query_start, tensor, token_axis, token_axis - 1, no_axis};
+  }
+
+  float operator()(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) const {
+    return load(storage_, address(b, t, h, c));
+  }
+  void set(float value, std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) const {
+    store(storage_, value, address(b, t, h, c));
+  }
+  [[nodiscard]] void* address(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t c) const {
+    return data_ + (first_[b] + t * token_ + h * head_ + c * channel_) * size_;
+  }
+
+  [[nodiscard]] std::int64_t batch() const { return counts_.batch(); }
+  /// Tokens of a sequence; what a padded tensor holds behind them must not be read.
+  [[nodiscard]] std::int64_t count(std::int64_t b) const { return counts_[b]; }
+  /// Which token of the step it is, if all are counted through, padding included: from 0 to numbers() - 1.
+  [[nodiscard]] std::int64_t number(std::int64_t b, std::int64_t t) const { return start_[b] + t; }
+  [[nodiscard]] std::int64_t numbers() const { return numbers_; }
+
+  [[nodiscard]] Storage storage() const { return storage_; }
+  /// In elements.
+  [[nodiscard]] std::int64_t token_stride() const { return token_; }
+  [[nodiscard]] std::int64_t head_stride() const { return head_; }
+  [[nodiscard]] std::int64_t channel_stride() const { return channel_; }
+
+ private:
+  static constexpr int no_axis = -1;
+
+  static Tokens of_heads(const attest_problem& p, const Counts& counts, const Counts& start, const DLTensor& tensor) {
+    const bool layer = p.level == ATTEST_LEVEL_LAYER;
+    const int token_axis = p.packed != 0 ? 0 : 1;
+    return {p, counts, start, tensor, token_axis, layer ? no_axis : token_axis + 1, tensor.ndim - 1};
+  }
+
+  Tokens(const attest_problem& p, const Counts& counts, const Counts& start, const DLTensor& tensor, int token_axis,
+         int head_axis, int channel_axis)
+      : data_(tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset),
+        storage_(storage_of(tensor.dtype)),
+        size_(static_cast<std::int64_t>(bytes_of(storage_))),
+        counts_(counts),
+        start_(start),
+        first_(start),
+        numbers_(tensor.shape[token_axis] * (p.packed != 0 ? 1 : p.batch)) {
+    // A stride may be anything where the extent is 1.
+    const auto stride = [&](int axis) { return axis == no_axis || tensor.shape[axis] == 1 ? 0 : tensor.strides[axis]; };
+    token_ = stride(token_axis), head_ = stride(head_axis), channel_ = stride(channel_axis);
+    for (std::int64_t b = 0; b < p.batch; ++b) first_[b] = p.packed != 0 ? start[b] * token_ : b * stride(0);
+  }
+
+  char* data_;
+  Storage storage_;
+  std::int64_t size_;
+  Counts counts_, start_;
+  Counts first_;  // the element offset of a sequence's first token
+  std::int64_t numbers_;
+  std::int64_t token_ = 0, head_ = 0, channel_ = 0;
+};
+
+/// What a step's mask adds to the logit of query i of sequence b and the key at position j, -inf where it masks (clause
+/// M6); 0 without a mask. Ask it only for queries and keys that are there.
+class Mask {
+ public:
+  Mask(const attest_problem& p, const attest_step& step) {
+    if (p.mask == ATTEST_MASK_BOOLEAN) boolean_ = View<const std::uint8_t, 4>(*step.mask);
+    if (p.mask == ATTEST_MASK_ADDITIVE) additive_.emplace(*step.mask);
+  }
+  float operator()(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    // A view reads an axis of extent 1 as if it were whole.
+    if (additive_) return (*additive_)(b, h, i, j);
+    const bool sees = boolean_.data() == nullptr || boolean_(b, h, i, j) != 0;
+    return sees ? 0 : -std::numeric_limits<float>::infinity();
+  }
+
+ private:
+  View<const std::uint8_t, 4> boolean_;
+  std::optional<NumberView<4>> additive_;
+};
+
+/// RoPE's position of a token (clause R2), which the step may give.
+class Positions {
+ public:
+  Positions(const attest_problem& p, const Extents& e, const attest_step& step)
+      : first_query_(e.past), first_key_(e.past) {
+    for (std::int64_t b = 0; b < p.batch; ++b) first_query_[b] = e.total(b) - e.queries[b];
+    if (step.positions == nullptr) return;
+    if (p.packed != 0) {
+      const View<const std::int32_t, 1> view(*step.positions);
+      given_ = {view.data(), {1, view.shape(0)}, {0, view.stride(0)}};
+      first_given_ = e.query_start;
+    } else {
+      given_ = View<const std::int32_t, 2>(*step.positions);
+    }
+  }
+  [[nodiscard]] std::int64_t query(std::int64_t b, std::int64_t i) const { return position(first_query_, b, i); }
+  [[nodiscard]] std::int64_t key(std::int64_t b, std::int64_t n) const { return position(first_key_, b, n); }
+
+ private:
+  [[nodiscard]] std::int64_t position(const Counts& first, std::int64_t b, std::int64_t t) const {
+    if (given_.data() == nullptr) return first[b] + t;
+    return first_given_.batch() == 0 ? given_(b, t) : given_(0, first_given_[b] + t);
+  }
+
+  Counts first_query_, first_key_;
+  View<const std::int32_t, 2> given_;
+  Counts first_given_{0, 0};  // packed: of a sequence's first query
+};
+
+/// Where a token lies in the cache: indices of the first two axes of its tensors.
+struct Slot {
+  std::int64_t outer, inner;
+};
+
+/// The slots of a step's cache, of any kind (clauses C6 to C8).
+class Slots {
+ public:
+  Slots(const attest_problem& p, const attest_cache& cache)
+      : kind_(p.cache), divisor_(p.cache == ATTEST_CACHE_PAGED ? p.page_size : p.capacity) {
+    if (kind_ == ATTEST_CACHE_PAGED) table_ = View<const std::int32_t, 2>(*cache.block_table);
+  }
+  /// Of the token at position t of sequence b.
+  Slot operator()(std::int64_t b, std::int64_t t) const {
+    if (kind_ == ATTEST_CACHE_PAGED) return {table_(b, t / divisor_), t % divisor_};
+    return {b, t % divisor_};
+  }
+
+ private:
+  int kind_;
+  std::int64_t divisor_;  // of a contiguous cache t is smaller than its capacity
+  View<const std::int32_t, 2> table_;
+};
+
+/// The scales of a quantised cache, whatever they span: element (slot.outer, slot.inner, KV head).
+inline View<float, 3> scale_view(const attest_problem& p, const DLTensor& scale) {
+  if (p.kv_scale == ATTEST_KV_SCALE_PER_TOKEN) return View<float, 3>(scale);
+  const View<float, 1> each(scale);
+  return {each.data(), {1, 1, each.shape(0)}, {0, 0, each.stride(0)}};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# find_package(attest): the target attest::abi (attest/backend.h and attest/backend.hpp), and attest_add_backend().
+# find_package(attest): the target attest::abi (the headers of spec/attest), and attest_add_backend().
 find_path(ATTEST_DLPACK_INCLUDE_DIR dlpack/dlpack.h)
 if(NOT ATTEST_DLPACK_INCLUDE_DIR)
   set(attest_FOUND FALSE)
