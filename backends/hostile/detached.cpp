@@ -17,6 +17,7 @@ class Detached : public Template {
  public:
   static constexpr const char* name = "detached";
   static constexpr const char* version = "1.0";
+  static constexpr const char* declarations = "{}";
   static std::string description() { return "the template, with memory of its own"; }
 
   explicit Detached(Options& options) : Template(options) {}

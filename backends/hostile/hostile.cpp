@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <csignal>
@@ -28,7 +29,7 @@
 
 namespace {
 
-// All that a fault touches in a tensor is 4 bytes wide.
+// All that a fault touches in a tensor is 4 bytes wide; where it is not, the fault cannot strike.
 using Word = uint32_t;
 using Words = std::vector<Word*>;
 
@@ -153,6 +154,10 @@ Word* word(const DLTensor& tensor, std::initializer_list<int64_t> index) {
   return reinterpret_cast<Word*>(static_cast<char*>(tensor.data) + tensor.byte_offset) + offset;
 }
 
+bool has_words(const DLTensor& tensor) {
+  return tensor.dtype.bits == 32;
+}
+
 bool is_empty(const DLTensor& tensor) {
   return std::find(tensor.shape, tensor.shape + tensor.ndim, 0) != tensor.shape + tensor.ndim;
 }
@@ -160,13 +165,16 @@ bool is_empty(const DLTensor& tensor) {
 // All elements of the last row that belongs to a query.
 Words last_row(const Scene& scene) {
   const DLTensor& output = *scene.step.output;
+  const Tokens tokens = Tokens::of_queries(scene.problem, scene.extents, output);
+  const bool layer = scene.problem.level == ATTEST_LEVEL_LAYER;
   Words words;
-  for (int64_t b = scene.problem.batch; b-- > 0 && words.empty();) {
+  for (int64_t b = scene.problem.batch; has_words(output) && b-- > 0 && words.empty();) {
     const int64_t i = scene.extents.queries[b] - 1;
     if (i < 0) continue;
-    for (int64_t h = 0; h < output.shape[2]; ++h) {
-      if (output.ndim == 3) words.push_back(word(output, {b, i, h}));
-      for (int64_t d = 0; output.ndim == 4 && d < output.shape[3]; ++d) words.push_back(word(output, {b, i, h, d}));
+    for (int64_t h = 0; h < (layer ? 1 : scene.problem.query_heads); ++h) {
+      for (int64_t d = 0; d < output.shape[output.ndim - 1]; ++d) {
+        words.push_back(static_cast<Word*>(tokens.address(b, i, h, d)));
+      }
     }
   }
   return words;
@@ -187,17 +195,17 @@ Words past_the_end(const DLTensor& tensor) {
 }
 
 Words output_end(const Scene& scene) {
-  return past_the_end(*scene.step.output);
+  return has_words(*scene.step.output) ? past_the_end(*scene.step.output) : Words{};
 }
 
 Words output_start(const Scene& scene) {
-  return {word(*scene.step.output, {}) - 1};
+  return has_words(*scene.step.output) ? Words{word(*scene.step.output, {}) - 1} : Words{};
 }
 
 // Between the output's elements where its strides leave room; else behind the lengths.
 Words gap(const Scene& scene) {
   const DLTensor& output = *scene.step.output;
-  if (is_empty(output)) return {};
+  if (is_empty(output) || !has_words(output)) return {};
   std::vector<std::pair<int64_t, int64_t>> axes;  // stride, extent
   for (int axis = 0; axis < output.ndim; ++axis) {
     if (output.shape[axis] > 1) axes.emplace_back(output.strides[axis], output.shape[axis]);
@@ -212,32 +220,64 @@ Words gap(const Scene& scene) {
 }
 
 Words query(const Scene& scene) {
-  return is_empty(*scene.step.query) ? Words{} : Words{word(*scene.step.query, {})};
+  const DLTensor& query = *scene.step.query;
+  return is_empty(query) || !has_words(query) ? Words{} : Words{word(query, {})};
 }
 
 Words weight(const Scene& scene) {
-  return scene.problem.q_weight == nullptr ? Words{} : Words{word(*scene.problem.q_weight, {})};
+  const DLTensor* weight = scene.problem.q_weight;
+  return weight == nullptr || !has_words(*weight) ? Words{} : Words{word(*weight, {})};
 }
 
 Words cached_token(const Scene& scene) {
-  for (int64_t b = 0; scene.step.cache != nullptr && b < scene.problem.batch; ++b) {
-    if (scene.extents.past[b] > 0) return {word(*scene.step.cache->key, {b, 0, 0, 0})};
+  if (scene.step.cache == nullptr || !has_words(*scene.step.cache->key)) return {};
+  const Slots slots(scene.problem, *scene.step.cache);
+  for (int64_t b = 0; b < scene.problem.batch; ++b) {
+    // Of a ring the last token: the first may be overwritten by this step.
+    const int64_t past = scene.extents.past[b];
+    if (past == 0) continue;
+    const Slot slot = slots(b, scene.problem.cache == ATTEST_CACHE_RING ? past - 1 : 0);
+    return {word(*scene.step.cache->key, {slot.outer, slot.inner, 0, 0})};
   }
   return {};
 }
 
 Words appended_tokens(const Scene& scene) {
   Words words;
-  for (int64_t b = 0; scene.step.cache != nullptr && b < scene.problem.batch; ++b) {
-    for (int64_t slot = scene.extents.past[b]; slot < scene.extents.total(b); ++slot) {
+  if (scene.step.cache == nullptr || !has_words(*scene.step.cache->key)) return words;
+  const Slots slots(scene.problem, *scene.step.cache);
+  for (int64_t b = 0; b < scene.problem.batch; ++b) {
+    for (int64_t t = scene.extents.past[b]; t < scene.extents.total(b); ++t) {
+      const Slot slot = slots(b, t);
       for (DLTensor* tensor : {scene.step.cache->key, scene.step.cache->value}) {
         for (int64_t h = 0; h < tensor->shape[2]; ++h) {
-          for (int64_t d = 0; d < tensor->shape[3]; ++d) words.push_back(word(*tensor, {b, slot, h, d}));
+          for (int64_t d = 0; d < tensor->shape[3]; ++d) {
+            words.push_back(word(*tensor, {slot.outer, slot.inner, h, d}));
+          }
         }
       }
     }
   }
   return words;
+}
+
+Words table_entry(const Scene& scene) {
+  const attest_cache* cache = scene.step.cache;
+  return cache != nullptr && cache->block_table != nullptr ? Words{word(*cache->block_table, {})} : Words{};
+}
+
+// Of the first token that is cached already; else the scale of all.
+Words old_scale(const Scene& scene) {
+  const attest_cache* cache = scene.step.cache;
+  if (cache == nullptr || cache->key_scale == nullptr) return {};
+  if (scene.problem.kv_scale != ATTEST_KV_SCALE_PER_TOKEN) return {word(*cache->key_scale, {})};
+  const Slots slots(scene.problem, *cache);
+  for (int64_t b = 0; b < scene.problem.batch; ++b) {
+    if (scene.extents.past[b] == 0) continue;
+    const Slot slot = slots(b, 0);
+    return {word(*cache->key_scale, {slot.outer, slot.inner, 0})};
+  }
+  return {};
 }
 
 // The lengths that this step advances.
@@ -251,6 +291,9 @@ Words lengths(const Scene& scene) {
 
 Word other_bits(Word word) {
   return word ^ 0x00400001U;
+}
+Word next(Word word) {
+  return word ^ 1U;
 }
 Word nan(Word) {
   return 0x7fc00000U;
@@ -270,6 +313,7 @@ struct Fault {
   Words (*words)(const Scene&) = nullptr;  ///< Words that keep what they held before the step ...
   Word (*change)(Word) = nullptr;          ///< ... or, with this, are changed after it.
   Refusing refusing = Refusing::no;
+  bool in_company = false;  ///< Only while another call is at work in this process; it waits a while for one.
 };
 
 constexpr Fault kFaults[] = {
@@ -295,6 +339,10 @@ constexpr Fault kFaults[] = {
     {.name = "cache_history", .words = cached_token, .change = other_bits},
     {.name = "nan", .words = first_of_last_row, .change = nan},
     {.name = "wrong", .words = first_of_last_row, .change = larger},
+    {.name = "last_bit", .words = first_of_last_row, .change = next},
+    {.name = "overlap", .words = first_of_last_row, .change = larger, .in_company = true},
+    {.name = "modify_table", .words = table_entry, .change = other_bits},
+    {.name = "modify_scale", .words = old_scale, .change = other_bits},
     {.name = "unwritten", .words = last_row},
     {.name = "cache_skip", .words = appended_tokens},
     {.name = "length", .words = lengths},
@@ -311,18 +359,26 @@ struct State {
   const Fault* fault = &kFaults[0];
   Entry where = Entry::run;
   int at = 1;
-  std::array<int, std::size(kEntries)> calls{};
-  bool struck = false;
+  std::array<std::atomic<int>, std::size(kEntries)> calls{};
+  std::atomic<bool> struck{false};
+  std::atomic<int> at_work{0};  ///< Calls of `run` that have not returned.
 
   // Counts the call; whether the fault may strike in it.
   bool count(Entry entry) { return ++calls[static_cast<size_t>(entry)] >= at && entry == where && !struck; }
 };
 State state;
 
+// Whether another call is at work at the same time as this one, or soon.
+bool in_company() {
+  for (int i = 0; i < 200 && state.at_work < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return state.at_work > 1;
+}
+
 class Hostile : public Template {
  public:
   static constexpr const char* name = "hostile";
   static constexpr const char* version = "1.0";
+  static constexpr const char* declarations = R"({"determinism": ["d0", "d1"]})";
   static std::string description() { return "the template, with one fault at a chosen call"; }
 
   explicit Hostile(Options& options) : Template(options) {
@@ -352,7 +408,8 @@ class Hostile : public Template {
           state.struck = true;
           throw Invalid("query: got a legal step, wanted none");
         }
-        run_legal(step, due && fault.words != nullptr ? fault.words({problem_, step, extents}) : Words());
+        const bool strikes = due && fault.words != nullptr && (!fault.in_company || in_company());
+        run_legal(step, strikes ? fault.words({problem_, step, extents}) : Words());
       } catch (const Refusal&) {
         if (due && !state.struck && fault.refusing == Refusing::accepts_illegal) {
           state.struck = true;
@@ -374,7 +431,7 @@ class Hostile : public Template {
       for (size_t i = 0; i < words.size(); ++i) {
         *words[i] = state.fault->change != nullptr ? state.fault->change(*words[i]) : before[i];
       }
-      state.struck = state.struck || !words.empty();
+      if (!words.empty()) state.struck = true;
     }
 
     attest_problem problem_;
@@ -408,7 +465,10 @@ const attest_backend* hostile_table() {
       return misbehave(Entry::prepare, [&] { return honest.prepare(context, problem, plan, message); });
     };
     t.run = [](attest_plan* plan, const attest_step* step, attest_message* message) {
-      return misbehave(Entry::run, [&] { return honest.run(plan, step, message); });
+      ++state.at_work;
+      const attest_status status = misbehave(Entry::run, [&] { return honest.run(plan, step, message); });
+      --state.at_work;
+      return status;
     };
     return t;
   }();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The oneDNN CPU backend: fp32, core and layer level, contiguous cache or none. This file holds what the suite talks to
-// and the order of a step; tokens.h says where heads lie, projection.h and attention.h do the work.
+// The oneDNN CPU backend. It computes in f32 and converts at the border. This file holds what the suite talks to and
+// the order of a step: intake.h makes f32 heads of what a step is given, kv.h joins them with the cache, attention.h
+// and projection.h do the work; heads.h says where heads lie.
 #include <omp.h>
 
 #include <attest/backend.hpp>
@@ -8,11 +9,15 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "attention.h"
+#include "heads.h"
+#include "intake.h"
+#include "kv.h"
 #include "projection.h"
 #include "threads.h"
-#include "tokens.h"
 
 namespace attest::onednn {
 
@@ -59,10 +64,13 @@ std::string isa_name() {
 class OneDnn {
  public:
   static constexpr const char* name = "onednn";
+  // Page order, capacity and padding change neither the shapes nor the leading dimensions of any product (d3). The
+  // batch does, and with it oneDNN's kernels and threads (no d1), as does the number of queries (no d2).
+  static constexpr const char* declarations = R"({"determinism": ["d0", "d3"]})";
   static std::string version() { return library_version(); }
   static std::string description() {
-    return "oneDNN " + library_version() + ", sgemm over query blocks and matmul projections, fp32, " + runtime_name() +
-           " runtime, " + isa_name();
+    return "oneDNN " + library_version() + ", sgemm over query blocks and matmul projections, f32 inside, " +
+           runtime_name() + " runtime, " + isa_name();
   }
 
   explicit OneDnn(abi::Options& options) : threads_(options.take_count("threads", omp_get_max_threads())) {}
@@ -70,96 +78,112 @@ class OneDnn {
   class Plan {
    public:
     Plan(OneDnn& backend, const attest_problem& problem)
-        : problem_(checked(problem)), threads_(backend.threads_), attention_(problem, backend.threads_) {
-      if (problem_.level != ATTEST_LEVEL_LAYER) return;
-      const dnnl::engine& engine = backend.engine_;
-      query_.emplace(engine, *problem_.q_weight, problem_.q_bias, threads_);
-      key_.emplace(engine, *problem_.k_weight, problem_.k_bias, threads_);
-      value_.emplace(engine, *problem_.v_weight, problem_.v_bias, threads_);
-      out_.emplace(engine, *problem_.out_weight, problem_.out_bias, threads_);
-    }
+        : problem_(checked(problem)),
+          threads_(backend.threads_),
+          query_(problem.query_heads, problem.qk_head_dim, projection(backend, problem.q_weight, problem.q_bias),
+                 RopeNorm(problem, problem.q_norm_weight)),
+          key_(problem, {problem.kv_heads, problem.qk_head_dim, projection(backend, problem.k_weight, problem.k_bias),
+                         RopeNorm(problem, problem.k_norm_weight)}),
+          value_(problem, {problem.kv_heads, problem.v_head_dim, projection(backend, problem.v_weight, problem.v_bias),
+                           std::nullopt}),
+          attention_(problem, threads_),
+          out_(projection(backend, problem.out_weight, problem.out_bias)) {}
 
     void run(const attest_step& step) {
       const abi::Extents extents = abi::check_step(problem_, step);
       const ThreadScope scope(threads_);  // For the copies; attention and projections set their own.
+      const Counts& queries = extents.queries;
+      const auto [query_positions, key_positions] = positions(step, extents);
+      const attest_cache cache = step.cache != nullptr ? *step.cache : attest_cache{};
+
+      const Heads query =
+          query_.take(abi::Tokens::of_queries(problem_, extents, *step.query), queries, query_positions);
+      const KvRows key = key_.take(step, extents, step.key, cache.key, cache.key_scale, key_positions);
+      const KvRows value = value_.take(step, extents, step.value, cache.value, cache.value_scale, {});
+
+      const std::int64_t heads = out_ ? 1 : problem_.query_heads, width = out_ ? problem_.d_model : problem_.v_head_dim;
+      const Heads output = heads_of(abi::Tokens::of_queries(problem_, extents, *step.output), queries, heads, width);
+      const bool as_it_is = output.storage == Storage::f32;
+      const Heads result =
+          as_it_is ? output : packed_heads(result_.get(sum(queries) * output.row()), queries, heads, width);
+      const Heads attended = out_ ? scratch_heads(queries) : result;
+      std::optional<abi::Tokens> lse;
+      if (step.lse != nullptr) lse = abi::Tokens::of_lse(problem_, extents, *step.lse);
+      attention_.run({query, key, value, Mask(problem_, step.mask), extents, attended, lse});
+
       const Counts from_zero(problem_.batch, 0);
-      Counts total(problem_.batch, 0);
-      for (std::int64_t b = 0; b < problem_.batch; ++b) total[b] = extents.total(b);
-
-      const Tokens<const float> key =
-          bring(extents, key_, step.key, cache_key(step), problem_.qk_head_dim, key_scratch_);
-      const Tokens<const float> value =
-          bring(extents, value_, step.value, cache_value(step), problem_.v_head_dim, value_scratch_);
-      std::optional<abi::View<float, 3>> lse;
-      if (step.lse != nullptr) lse.emplace(*step.lse);
-      abi::View<float, 3>* const lse_or_null = lse ? &*lse : nullptr;
-
-      if (problem_.level == ATTEST_LEVEL_CORE) {
-        attention_.run(tokens_of<const float>(*step.query), key, value, extents.queries, total,
-                       tokens_of<float>(*step.output), lse_or_null);
-      } else {
-        const std::int64_t tokens = sum(extents.queries), heads = problem_.query_heads;
-        const std::int64_t qk_row = heads * problem_.qk_head_dim, v_row = heads * problem_.v_head_dim;
-        const auto query =
-            packed_tokens(query_scratch_.get(tokens * qk_row), extents.queries, heads, problem_.qk_head_dim);
-        const auto attended =
-            packed_tokens(out_scratch_.get(tokens * v_row), extents.queries, heads, problem_.v_head_dim);
-        query_->apply(tokens_of<const float>(*step.query), extents.queries, query, from_zero);
-        attention_.run(query, key, value, extents.queries, total, attended, lse_or_null);
-        out_->apply(attended, extents.queries, tokens_of<float>(*step.output), from_zero);
+      if (out_) out_->apply(attended, queries, result, from_zero);
+      if (!as_it_is) {
+        copy_rows(result, rows_of(result, from_zero, queries), output, rows_of(output, from_zero, queries));
       }
 
       // Last, so that a step that failed on the way has appended nothing: what lies beyond a length does not count.
-      if (step.cache != nullptr) {
-        const abi::View<std::int32_t, 1> lengths(*step.cache->lengths);
-        for (std::int64_t b = 0; b < problem_.batch; ++b) lengths(b) = static_cast<std::int32_t>(total[b]);
-      }
+      if (step.cache == nullptr) return;
+      key_.append(extents);
+      value_.append(extents);
+      const abi::View<std::int32_t, 1> lengths(*cache.lengths);
+      for (std::int64_t b = 0; b < problem_.batch; ++b) lengths(b) = static_cast<std::int32_t>(extents.total(b));
     }
 
    private:
     static const attest_problem& checked(const attest_problem& problem) {
       abi::check_problem(problem);
       abi::require_only(problem, {.f32 = true,
+                                  .f16 = true,
+                                  .bf16 = true,
                                   .layer = true,
                                   .causal_bottom_right = true,
                                   .causal_top_left = true,
+                                  .mask_boolean = true,
+                                  .mask_additive = true,
                                   .window = true,
                                   .softcap = true,
                                   .alibi = true,
                                   .sinks = true,
+                                  .rope = true,
+                                  .rope_scaling = true,
+                                  .qk_norm = true,
+                                  .packed = true,
                                   .contiguous_cache = true,
+                                  .paged_cache = true,
+                                  .ring_cache = true,
+                                  .int8_cache = true,
+                                  .fp8_cache = true,
                                   .lse = true});
       return problem;
     }
 
-    static const DLTensor* cache_key(const attest_step& step) { return step.cache ? step.cache->key : nullptr; }
-    static const DLTensor* cache_value(const attest_step& step) { return step.cache ? step.cache->value : nullptr; }
+    static std::optional<Projection> projection(OneDnn& backend, const DLTensor* weight, const DLTensor* bias) {
+      if (weight == nullptr) return std::nullopt;
+      return Projection(backend.engine_, *weight, bias, backend.threads_);
+    }
 
-    /// Brings the step's new keys (or values) to where attention reads them, and answers where that is: appended to the
-    /// cache if there is one, else the tensor itself or, at the layer level, its projection in scratch.
-    Tokens<const float> bring(const abi::Extents& extents, std::optional<Projection>& projection, const DLTensor* given,
-                              const DLTensor* cache, std::int64_t dim, Scratch& scratch) const {
-      if (cache == nullptr && !projection) return tokens_of<const float>(*given);
-      const std::int64_t heads = problem_.kv_heads;
-      const Tokens<float> to =
-          cache != nullptr ? tokens_of<float>(*cache)
-                           : packed_tokens(scratch.get(sum(extents.keys) * heads * dim), extents.keys, heads, dim);
-      if (given == nullptr) return to;
-      const auto from = tokens_of<const float>(*given);
-      if (projection) {
-        projection->apply(from, extents.keys, to, extents.past);
-      } else {
-        const Counts from_zero(problem_.batch, 0);
-        copy_rows(from, rows_of(from, from_zero, extents.keys), to, rows_of(to, extents.past, extents.keys));
+    /// RoPE's positions of all queries and of all keys; none where nothing turns.
+    [[nodiscard]] std::pair<std::vector<std::int64_t>, std::vector<std::int64_t>> positions(
+        const attest_step& step, const abi::Extents& extents) const {
+      std::vector<std::int64_t> queries, keys;
+      if (problem_.rope.style == ATTEST_ROPE_NONE) return {};
+      const abi::Positions of(problem_, extents, step);
+      for (std::int64_t b = 0; b < problem_.batch; ++b) {
+        for (std::int64_t i = 0; i < extents.queries[b]; ++i) queries.push_back(of.query(b, i));
+        for (std::int64_t n = 0; n < extents.keys[b]; ++n) keys.push_back(of.key(b, n));
       }
-      return to;
+      return {std::move(queries), std::move(keys)};
+    }
+
+    /// Where the heads' outputs wait for their projection.
+    Heads scratch_heads(const Counts& queries) {
+      const std::int64_t heads = problem_.query_heads, width = problem_.v_head_dim;
+      return packed_heads(attended_.get(sum(queries) * heads * width), queries, heads, width);
     }
 
     attest_problem problem_;
     int threads_;
+    Intake query_;
+    KvSide key_, value_;
     Attention attention_;
-    std::optional<Projection> query_, key_, value_, out_;  ///< Layer level.
-    Scratch query_scratch_, key_scratch_, value_scratch_, out_scratch_;
+    std::optional<Projection> out_;  ///< Layer level.
+    Scratch attended_, result_;
   };
 
  private:

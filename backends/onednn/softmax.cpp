@@ -3,15 +3,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
-// The library is built for any x86-64; these loops are half of the time at long contexts, so the widest version that
-// the machine has is chosen at load.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define ATTEST_ONEDNN_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define ATTEST_ONEDNN_CLONES
-#endif
+#include "clones.h"
 
 namespace attest::onednn {
 
@@ -45,6 +39,10 @@ RowSum exponentials(float* row, std::int64_t visible, std::int64_t columns, floa
   for (std::int64_t j = 0; j < visible; ++j) {
     row[j] *= scale;
     largest = std::max(largest, row[j]);
+  }
+  if (largest == -std::numeric_limits<float>::infinity()) {  // All are masked, and the difference of two would be NaN.
+    std::fill(row, row + columns, 0.0f);
+    return {largest, 0};
   }
   // Short sums in float, their sum in double: a long row of equal logits would make float's errors add up.
   constexpr std::int64_t block = 256;

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The keys of a step, and its values: from the new tokens and the cache of any kind to the f32 matrices that sgemm
+// reads, and into the cache.
+//
+// An evenly strided f32 cache that holds what it is given, slot after slot, is appended to first and then read in
+// place. For any other the new tokens wait in scratch, as the numbers that the cache will hold, until attention is done
+// with the old ones (a ring overwrites those), and cached tokens are gathered a tile at a time.
+#pragma once
+
+#include <attest/backend.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "heads.h"
+#include "intake.h"
+
+namespace attest::onednn {
+
+/// One tensor of a step's cache by position, and the scales of its codes. It borrows the tensors.
+class CachedHeads {
+ public:
+  /// `scale`: null unless the cache is quantised.
+  CachedHeads(const attest_problem& problem, const attest_cache& cache, const DLTensor& tensor, const DLTensor* scale);
+
+  [[nodiscard]] abi::Slot slot(std::int64_t b, std::int64_t position) const { return slots_(b, position); }
+  [[nodiscard]] void* at(abi::Slot slot, std::int64_t head) const {
+    return codes_.address(slot.outer, slot.inner, head, 0);
+  }
+  /// 1 where nothing is quantised.
+  [[nodiscard]] float scale(abi::Slot slot, std::int64_t head) const {
+    return scaled_ ? scales_(slot.outer, slot.inner, head) : 1;
+  }
+  void set_scale(abi::Slot slot, std::int64_t head, float scale) const {
+    scales_(slot.outer, slot.inner, head) = scale;
+  }
+  [[nodiscard]] bool scale_per_token() const { return scale_per_token_; }
+  [[nodiscard]] Storage storage() const { return codes_.storage(); }
+  [[nodiscard]] std::int64_t channel_stride() const { return codes_.stride(3); }
+
+ private:
+  abi::Slots slots_;
+  abi::NumberView<4> codes_;
+  abi::View<float, 3> scales_;
+  bool scaled_, scale_per_token_;
+};
+
+/// Rows of f32, `leading` elements apart.
+struct Matrix {
+  const float* data;
+  std::int64_t leading, rows;
+};
+
+/// What attention reads: f32 rows by sequence, head and position.
+class KvRows {
+ public:
+  /// Positions from past[b] on are `fresh` tokens, those before lie in the cache.
+  KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache);
+
+  /// Some positions from `first` on, at most up to `end`: in place as many as lie so, else a tile, copied to `space`.
+  [[nodiscard]] Matrix matrix(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end,
+                              float* space) const;
+  /// Floats that `space` must have.
+  [[nodiscard]] std::int64_t space() const;
+
+ private:
+  Heads fresh_;
+  bool in_place_;
+  Counts past_;
+  std::optional<CachedHeads> cache_;
+};
+
+/// The keys of one problem's steps, or the values.
+class KvSide {
+ public:
+  KvSide(const attest_problem& problem, Intake intake);
+
+  /// Takes the step's new tokens. `given`, `tensor` and `scale` are this side's of the step and its cache; null: none.
+  /// What it answers is valid until the next call.
+  KvRows take(const attest_step& step, const abi::Extents& extents, const DLTensor* given, const DLTensor* tensor,
+              const DLTensor* scale, const std::vector<std::int64_t>& positions);
+
+  /// Writes the tokens last taken to their slots, if that is still to be done. It cannot fail.
+  void append(const abi::Extents& extents) const;
+
+ private:
+  Heads stage(const Heads& fresh, const Counts& counts);
+
+  attest_problem problem_;
+  Intake intake_;
+  std::optional<CachedHeads> cache_;  ///< Of the step, while it is still to be written to.
+  std::vector<std::byte> codes_;      ///< Of the new tokens, compact.
+  std::vector<float> scales_;         ///< One a new head.
+  Scratch numbers_;                   ///< What the codes stand for.
+};
+
+}  // namespace attest::onednn
