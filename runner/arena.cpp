@@ -7,11 +7,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <numeric>
 
 #include "cases/error.h"
+#include "cases/storage.h"
 
 namespace attest {
 namespace {
@@ -150,6 +153,22 @@ void fill_sentinel(std::byte* memory, int64_t bytes) {
   std::fill_n(words, bytes / 2, kSentinel);
 }
 
+// What each pattern of bits of a type of 8 or 16 stands for. Caches are read after every step, so this is looked up.
+const std::vector<float>& numbers_of(DType dtype) {
+  static const std::array<std::vector<float>, kDTypeCount> tables = [] {
+    std::array<std::vector<float>, kDTypeCount> made;
+    for (int d = 0; d < kDTypeCount; ++d) {
+      const auto type = static_cast<DType>(d);
+      if (info(type).size > 2) continue;
+      const uint32_t count = 1U << (8 * info(type).size);
+      for (uint32_t bits = 0; bits < count; ++bits) made[static_cast<size_t>(d)].push_back(decode(type, bits));
+      if (is_half(type)) made[static_cast<size_t>(d)][kHalfSentinel] = std::bit_cast<float>(kUnwritten);
+    }
+    return made;
+  }();
+  return tables[static_cast<size_t>(dtype)];
+}
+
 // Logical index of the element at or before a byte of the span.
 std::vector<int64_t> index_at(const Block& block, int64_t byte) {
   std::vector<int64_t> index(block.shape.size(), 0);
@@ -183,13 +202,21 @@ std::vector<int64_t> strides_for(const std::vector<int64_t>& shape, std::string_
     throw Error::at("layout", "got order \"{}\", wanted each of \"{}\" once", order, letters);
   }
   if (layout.pad < 0) throw Error::at("layout", "got pad {}, wanted 0 or more", layout.pad);
+  for (const auto& [letter, unused] : layout.pads) {
+    if (unused < 0 || letters.find(letter) == std::string_view::npos) {
+      throw Error::at("layout", "got {} unused of axis {}, wanted 0 or more of an axis of \"{}\"", unused, letter,
+                      letters);
+    }
+  }
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
   int64_t pad = layout.pad;
   for (size_t i = order.size(); i-- > 0;) {
     const size_t axis = letters.find(order[i]);
-    strides[axis] = stride;
-    stride = times(stride, std::max<int64_t>(shape[axis], 1) + pad);
+    const auto unused = layout.pads.find(order[i]);
+    strides[axis] = layout.absurd && shape[axis] == 1 ? kAbsurdStride : stride;
+    stride =
+        times(stride, std::max<int64_t>(shape[axis], 1) + pad + (unused != layout.pads.end() ? unused->second : 0));
     pad = 0;
   }
   return strides;
@@ -278,6 +305,55 @@ void Arena::check(const Block& block, size_t element_bytes, size_t count) {
 
 void Arena::reset(const Block& block) {
   fill_sentinel(memory_ + block.begin, block.size);
+}
+
+void Arena::put(const Block& block, const std::vector<float>& values) {
+  const std::vector<uint8_t> bytes = encode_all(block.dtype, values);
+  check(block, static_cast<size_t>(info(block.dtype).size), values.size());
+  scatter_bytes(block, std::as_bytes(std::span(bytes)));
+}
+
+void Arena::put_everywhere(const Block& block, float value) {
+  const uint32_t bits = encode(block.dtype, value);
+  switch (info(block.dtype).size) {
+    case 1:
+      return fill(block, static_cast<uint8_t>(bits));
+    case 2:
+      return fill(block, static_cast<uint16_t>(bits));
+    default:
+      return fill(block, bits);
+  }
+}
+
+void Arena::blank(const Block& block) {
+  if (is_half(block.dtype)) return fill(block, kHalfSentinel);
+  fill(block, kUnwritten);
+}
+
+std::vector<float> Arena::values(const Block& block) const {
+  const int64_t size = info(block.dtype).size;
+  std::vector<float> values;
+  if (size == 4) return gather<float>(block);
+  const std::vector<float>& table = numbers_of(block.dtype);
+  values.reserve(static_cast<size_t>(block.elements()));
+  if (size == 1) {
+    for (const uint8_t bits : gather<uint8_t>(block)) values.push_back(table[bits]);
+  } else {
+    for (const uint16_t bits : gather<uint16_t>(block)) values.push_back(table[bits]);
+  }
+  return values;
+}
+
+std::vector<std::byte> Arena::stored(const Block& block) const {
+  std::vector<std::byte> elements(static_cast<size_t>(block.elements() * info(block.dtype).size));
+  gather_bytes(block, elements);
+  return elements;
+}
+
+void Arena::store(const Block& block, const std::vector<std::byte>& elements) {
+  check(block, static_cast<size_t>(info(block.dtype).size),
+        elements.size() / static_cast<size_t>(info(block.dtype).size));
+  scatter_bytes(block, elements);
 }
 
 void Arena::scatter_bytes(const Block& block, std::span<const std::byte> values) {

@@ -5,11 +5,11 @@
 //   const Block& query = arena.add("query", DType::f32, {2, 5, 4, 16}, strides_for({2, 5, 4, 16}, "bshd", layout));
 //   const Block& output = arena.add(...);
 //   arena.commit();                                     // makes the memfd; every byte holds the sentinel
-//   arena.scatter(query, values);
+//   arena.put(query, values);
 //   const auto before = arena.snapshot(output);
 //   ...                                                 // a worker writes into arena.fd()
 //   if (auto foreign = arena.intact(output, before, Elements::may_change)) ...   // "byte 12 past the end"
-//   const std::vector<float> result = arena.gather<float>(output);
+//   const std::vector<float> result = arena.values(output);
 //
 // A block is [guard | elements and the gaps between them | guard]. Everything that is no element holds the sentinel, a
 // NaN in every floating format, so a backend that reads there computes NaN, and one that writes there is noticed.
@@ -31,9 +31,18 @@
 
 namespace attest {
 
-/// 16 bits that, repeated, are a NaN in f64, f32, f16, bf16 and both fp8 formats, and a large integer; no instruction
-/// makes this NaN, so an element that still holds it was not written.
+/// 16 bits that, repeated, are a NaN in f64, f32, f16, bf16 and both fp8 formats, and a large integer. No instruction
+/// makes this NaN in f32, so an output that still holds it was not written.
 inline constexpr uint16_t kSentinel = 0x7fff;
+
+/// The same for outputs of 16 bits, a NaN in f16 and bf16: 0x7fff is the NaN that GPUs make there.
+inline constexpr uint16_t kHalfSentinel = 0x7fa5;
+
+/// The bits of the value that an element has which was not written: Arena::blank before, Arena::values after.
+inline constexpr uint32_t kUnwritten = kSentinel * 0x10001U;
+
+/// The stride that axes of extent 1 may have.
+inline constexpr int64_t kAbsurdStride = 1'000'003;
 
 /// Bytes of sentinel before and after a block's elements, at least.
 inline constexpr int64_t kGuardBytes = 1024;
@@ -58,9 +67,9 @@ struct Block {
 };
 
 /// Strides, in elements, of a tensor with this logical shape. `letters` names its axes in logical order ("bshd");
-/// `layout.order` has the same letters in memory order, outermost first, or is empty for the logical order. The pad is
-/// added to the extent of the innermost stored axis. Throws Error on an order that is no permutation of the letters, or
-/// on a negative pad.
+/// `layout.order` has the same letters in memory order, outermost first, or is empty for the logical order. Throws
+/// Error on an order that is no permutation of the letters, and on a negative unused extent or one of a letter that is
+/// no axis.
 std::vector<int64_t> strides_for(const std::vector<int64_t>& shape, std::string_view letters, const Layout& layout);
 
 /// What a backend was allowed to do to a block.
@@ -91,6 +100,21 @@ class Arena {
 
   /// Fills a whole block with the sentinel.
   void reset(const Block& block);
+
+  /// Writes the elements from dense row-major numbers, each rounded to the block's dtype (cases/storage.h): one that
+  /// holds numbers of f32 at most, so neither f64 nor i32.
+  void put(const Block& block, const std::vector<float>& values);
+  /// Writes one number to every element.
+  void put_everywhere(const Block& block, float value);
+  /// Marks every element of an output (f32, f16, bf16) as not written.
+  void blank(const Block& block);
+  /// Reads the elements as dense row-major numbers. Different bits give different values; one that blank() has marked
+  /// has the bits kUnwritten.
+  [[nodiscard]] std::vector<float> values(const Block& block) const;
+
+  /// The elements as they are stored, dense and row-major.
+  [[nodiscard]] std::vector<std::byte> stored(const Block& block) const;
+  void store(const Block& block, const std::vector<std::byte>& elements);
 
   /// Writes the elements from dense row-major values. T has the size of the block's type (uint16_t for f16 and bf16).
   template <typename T>

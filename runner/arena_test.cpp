@@ -5,12 +5,14 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <bit>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "cases/error.h"
@@ -61,6 +63,64 @@ TEST_CASE("strides follow the memory order and the pad") {
   CHECK_THROWS_AS(strides_for(shape, "bshd", {"bshh", 0}), Error);
   CHECK_THROWS_AS(strides_for(shape, "bshd", {"bshx", 0}), Error);
   CHECK_THROWS_AS(strides_for(shape, "bshd", {"", -1}), Error);
+}
+
+TEST_CASE("unused extents make a view into a larger tensor") {
+  // K of a buffer [B, S, 3 + 1 + 1 heads, D] of Q with 3 heads, K and V with one each.
+  CHECK(strides_for({2, 5, 1, 16}, "bshd", {"", 0, {{'h', 4}}}) == std::vector<int64_t>{5 * 5 * 16, 5 * 16, 16, 1});
+  // Heads first, with room for a longer sequence.
+  CHECK(strides_for({2, 5, 4, 16}, "bshd", {"bhsd", 2, {{'s', 3}}}) == std::vector<int64_t>{4 * 8 * 18, 18, 8 * 18, 1});
+  CHECK(strides_for({2, 1, 1, 16}, "bshd", {"", 0, {}, true}) ==
+        std::vector<int64_t>{16, kAbsurdStride, kAbsurdStride, 1});
+  CHECK_THROWS_AS(strides_for({2, 5}, "sd", {"", 0, {{'h', 1}}}), Error);
+  CHECK_THROWS_AS(strides_for({2, 5}, "sd", {"", 0, {{'s', -1}}}), Error);
+
+  Arena arena;
+  const Block& block = arena.add("t", DType::f32, {2, 3, 2}, strides_for({2, 3, 2}, "shd", {"", 0, {{'h', 2}}}));
+  arena.commit();
+  arena.put_everywhere(block, 1);
+  OtherSide worker(arena);
+  for (const int64_t gap : {6, 7, 9}) {  // between the two tokens; an element stands at 10
+    const auto before = arena.snapshot(block);
+    worker.element(block, gap) = 5;
+    CHECK(arena.intact(block, before, Elements::may_change) == "the gap after element [0, 2, 1]");
+    arena.restore(block, before);
+  }
+  const auto before = arena.snapshot(block);
+  worker.element(block, 10) = 5;
+  CHECK_FALSE(arena.intact(block, before, Elements::may_change));
+  worker.element(block, 16) = 5;  // the last token's unused heads lie behind the end
+  CHECK(arena.intact(block, before, Elements::may_change) == "byte 1 past the end");
+}
+
+TEST_CASE("numbers are stored in every dtype, and what was not written shows") {
+  const auto dtype =
+      GENERATE(DType::f32, DType::f16, DType::bf16, DType::i8, DType::u8, DType::f8_e4m3, DType::f8_e5m2);
+  CAPTURE(info(dtype).name);
+  Arena arena;
+  const Block& block = arena.add("t", dtype, {2, 3}, {1, 4});
+  const Block& other = arena.add("o", dtype, {4});
+  arena.commit();
+  const std::vector<float> numbers{0, 1, 2, 3, 4, 5};
+  arena.put(block, numbers);
+  CHECK(arena.values(block) == numbers);
+  const auto stored = arena.stored(block);
+  CHECK(stored.size() == 6 * static_cast<size_t>(info(dtype).size));
+  arena.put_everywhere(block, 7);
+  CHECK(arena.values(block) == std::vector<float>(6, 7));
+  arena.store(block, stored);
+  CHECK(arena.values(block) == numbers);
+  CHECK_THROWS_AS(arena.put(block, {1}), std::logic_error);
+  if (info(dtype).size == 1) return;  // never an output
+  arena.blank(other);
+  for (const float value : arena.values(other)) CHECK(std::bit_cast<uint32_t>(value) == kUnwritten);
+  // A device's NaN of 16 bits is one that was written.
+  arena.put_everywhere(other, std::numeric_limits<float>::quiet_NaN());
+  if (is_half(dtype)) arena.fill(other, kSentinel);
+  for (const float value : arena.values(other)) {
+    CHECK(std::isnan(value));
+    CHECK(std::bit_cast<uint32_t>(value) != kUnwritten);
+  }
 }
 
 TEST_CASE("blocks are aligned, guarded and without holes") {

@@ -32,6 +32,34 @@ bool is_name(const char* text) {
   });
 }
 
+// The suite's enumerations have the ABI's values.
+template <typename Enum>
+int32_t abi(Enum value) {
+  return static_cast<int32_t>(value);
+}
+template <typename Enum, typename AbiEnum>
+constexpr bool agree(Enum value, AbiEnum wanted) {
+  return static_cast<int>(value) == static_cast<int>(wanted);
+}
+static_assert(agree(Level::core, ATTEST_LEVEL_CORE) && agree(Level::layer, ATTEST_LEVEL_LAYER));
+static_assert(agree(Causal::none, ATTEST_CAUSAL_NONE) && agree(Causal::bottom_right, ATTEST_CAUSAL_BOTTOM_RIGHT) &&
+              agree(Causal::top_left, ATTEST_CAUSAL_TOP_LEFT));
+static_assert(agree(MaskKind::none, ATTEST_MASK_NONE) && agree(MaskKind::boolean, ATTEST_MASK_BOOLEAN) &&
+              agree(MaskKind::additive, ATTEST_MASK_ADDITIVE));
+static_assert(agree(CacheKind::none, ATTEST_CACHE_NONE) && agree(CacheKind::contiguous, ATTEST_CACHE_CONTIGUOUS) &&
+              agree(CacheKind::paged, ATTEST_CACHE_PAGED) && agree(CacheKind::ring, ATTEST_CACHE_RING));
+static_assert(agree(RopeStyle::none, ATTEST_ROPE_NONE) && agree(RopeStyle::half, ATTEST_ROPE_HALF) &&
+              agree(RopeStyle::interleaved, ATTEST_ROPE_INTERLEAVED));
+static_assert(agree(RopeScaling::none, ATTEST_ROPE_SCALING_NONE) &&
+              agree(RopeScaling::linear, ATTEST_ROPE_SCALING_LINEAR) &&
+              agree(RopeScaling::ntk, ATTEST_ROPE_SCALING_NTK) && agree(RopeScaling::yarn, ATTEST_ROPE_SCALING_YARN) &&
+              agree(RopeScaling::llama3, ATTEST_ROPE_SCALING_LLAMA3) &&
+              agree(RopeScaling::yarn_unrounded, ATTEST_ROPE_SCALING_YARN_UNROUNDED));
+static_assert(agree(Alibi::none, ATTEST_ALIBI_NONE) && agree(Alibi::standard, ATTEST_ALIBI_STANDARD) &&
+              agree(Alibi::slopes, ATTEST_ALIBI_SLOPES));
+static_assert(agree(KvScale::none, ATTEST_KV_SCALE_NONE) && agree(KvScale::tensor, ATTEST_KV_SCALE_PER_TENSOR) &&
+              agree(KvScale::head, ATTEST_KV_SCALE_PER_HEAD) && agree(KvScale::token, ATTEST_KV_SCALE_PER_TOKEN));
+
 }  // namespace
 
 BackendLibrary::BackendLibrary(const std::filesystem::path& path) : path_(path) {
@@ -139,7 +167,7 @@ TensorArgument::TensorArgument(const protocol::Tensor& tensor, void* block, DLDe
 attest_problem abi_problem(const Problem& problem) {
   attest_problem p{};
   p.struct_size = sizeof p;
-  p.level = problem.level == Level::layer ? ATTEST_LEVEL_LAYER : ATTEST_LEVEL_CORE;
+  p.level = abi(problem.level);
   p.batch = problem.batch;
   p.query_heads = problem.query_heads;
   p.kv_heads = problem.kv_heads;
@@ -149,40 +177,36 @@ attest_problem abi_problem(const Problem& problem) {
   p.dtype = info(problem.dtype).dlpack;
   p.cache_dtype = p.dtype;
   p.scale = problem.scale.value_or(0);
-  switch (problem.causal) {
-    case Causal::none:
-      p.causal = ATTEST_CAUSAL_NONE;
-      break;
-    case Causal::bottom_right:
-      p.causal = ATTEST_CAUSAL_BOTTOM_RIGHT;
-      break;
-    case Causal::top_left:
-      p.causal = ATTEST_CAUSAL_TOP_LEFT;
-      break;
-  }
+  p.causal = abi(problem.causal);
+  p.mask = abi(problem.mask);
   p.window_left = problem.window_left.value_or(-1);
   p.window_right = problem.window_right.value_or(-1);
   p.softcap = problem.softcap;
-  switch (problem.alibi) {
-    case Alibi::none:
-      p.alibi = ATTEST_ALIBI_NONE;
-      break;
-    case Alibi::standard:
-      p.alibi = ATTEST_ALIBI_STANDARD;
-      break;
-    case Alibi::slopes:
-      p.alibi = ATTEST_ALIBI_SLOPES;
-      break;
-  }
+  p.alibi = abi(problem.alibi);
   p.wants_lse = problem.lse ? 1 : 0;
-  switch (problem.cache) {
-    case CacheKind::none:
-      p.cache = ATTEST_CACHE_NONE;
-      break;
-    case CacheKind::contiguous:
-      p.cache = ATTEST_CACHE_CONTIGUOUS;
-      p.capacity = problem.capacity;
-      break;
+  if (problem.rope) {
+    const Rope& rope = problem.rope;
+    p.rope.style = abi(rope.style);
+    p.rope.scaling = abi(rope.scaling);
+    p.rope.rotary_dim = rope.dim;
+    p.rope.base = rope.base;
+    p.rope.factor = rope.factor;
+    p.rope.original_length = rope.original_length;
+    p.rope.low_frequency = rope.low_frequency;
+    p.rope.high_frequency = rope.high_frequency;
+    p.rope.attention_factor = rope.attention_factor;
+  }
+  p.norm_epsilon = problem.norm_epsilon;
+  p.packed = problem.packed ? 1 : 0;
+  p.cache = abi(problem.cache);
+  if (problem.cache != CacheKind::none) {
+    p.cache_dtype = info(problem.cache_dtype).dlpack;
+    p.cache_fp8 = problem.cache_dtype == DType::f8_e4m3   ? ATTEST_FP8_E4M3
+                  : problem.cache_dtype == DType::f8_e5m2 ? ATTEST_FP8_E5M2
+                                                          : ATTEST_FP8_NONE;
+    p.kv_scale = abi(problem.kv_scale);
+    p.capacity = problem.capacity;
+    p.page_size = problem.page_size;
   }
   return p;
 }

@@ -96,9 +96,63 @@ TEST_CASE("a problem takes the ABI's form") {
   CHECK(p.cache == ATTEST_CACHE_CONTIGUOUS);
 
   DLTensor tensor{};
+  CHECK(set_tensor(p, "q_norm_weight", &tensor));
+  CHECK(p.q_norm_weight == &tensor);
   CHECK(set_tensor(p, "out_bias", &tensor));
   CHECK(p.out_bias == &tensor);
   CHECK_FALSE(set_tensor(p, "bias", &tensor));
+}
+
+TEST_CASE("every feature of a problem takes the ABI's form") {
+  const auto abi = [](const char* json) { return abi_problem(problem_from_json(Json::parse(json), "test")); };
+  attest_problem p = abi(R"({"dtype": "bf16", "head_dim": 8, "mask": "additive", "qk_norm": {"epsilon": 0.5},
+      "window": {"left": 3}, "rope": {"style": "interleaved", "dim": 6, "base": 500, "scaling": {"kind": "yarn",
+      "factor": 4, "original_length": 64, "low_frequency": 1, "high_frequency": 32, "attention_factor": 1.5}},
+      "cache": "ring", "capacity": 9, "cache_dtype": "f8_e5m2", "kv_scale": "head"})");
+  CHECK(p.dtype.code == kDLBfloat);
+  CHECK(p.dtype.bits == 16);
+  CHECK(p.mask == ATTEST_MASK_ADDITIVE);
+  CHECK(p.norm_epsilon == 0.5);
+  CHECK(p.rope.style == ATTEST_ROPE_INTERLEAVED);
+  CHECK(p.rope.scaling == ATTEST_ROPE_SCALING_YARN);
+  CHECK(p.rope.rotary_dim == 6);
+  CHECK(p.rope.base == 500);
+  CHECK(p.rope.factor == 4);
+  CHECK(p.rope.original_length == 64);
+  CHECK(p.rope.low_frequency == 1);
+  CHECK(p.rope.high_frequency == 32);
+  CHECK(p.rope.attention_factor == 1.5);
+  CHECK(p.cache == ATTEST_CACHE_RING);
+  CHECK(p.capacity == 9);
+  CHECK(p.page_size == 0);
+  CHECK(p.cache_dtype.code == kDLUInt);
+  CHECK(p.cache_dtype.bits == 8);
+  CHECK(p.cache_fp8 == ATTEST_FP8_E5M2);
+  CHECK(p.kv_scale == ATTEST_KV_SCALE_PER_HEAD);
+  CHECK(p.packed == 0);
+  p = abi(R"({"head_dim": 8, "packed": true, "cache": "paged", "capacity": 9, "page_size": 4, "cache_dtype": "i8",
+      "kv_scale": "token"})");
+  CHECK(p.packed == 1);
+  CHECK(p.cache == ATTEST_CACHE_PAGED);
+  CHECK(p.page_size == 4);
+  CHECK(p.cache_dtype.code == kDLInt);
+  CHECK(p.cache_fp8 == ATTEST_FP8_NONE);
+  CHECK(p.kv_scale == ATTEST_KV_SCALE_PER_TOKEN);
+  CHECK(p.rope.style == ATTEST_ROPE_NONE);
+  p = abi(R"({"dtype": "f16", "head_dim": 8, "cache": "contiguous", "capacity": 9})");
+  CHECK(p.cache_dtype.bits == 16);
+  CHECK(p.cache_dtype.code == kDLFloat);
+}
+
+TEST_CASE("a step takes every tensor of the interface by name") {
+  StepArguments step(1, 1);
+  for (const char* name : {"query", "key", "value", "query_lengths", "key_lengths", "query_start", "key_start",
+                           "positions", "mask", "output", "lse", "cache.key", "cache.value", "cache.lengths",
+                           "cache.block_table", "cache.key_scale", "cache.value_scale"}) {
+    CAPTURE(name);
+    DLTensor tensor{};
+    CHECK(step.set(name, &tensor));
+  }
 }
 
 TEST_CASE("a step has what was set and no more") {
@@ -132,7 +186,7 @@ TEST_CASE("backends are found by path or by name") {
   CHECK_THROWS_MATCHES(
       find_backend("unknown"), Error,
       MessageMatches(ContainsSubstring("got \"unknown\", which is in none of /nowhere, " ATTEST_TEST_BACKENDS ", ") &&
-                     ContainsSubstring("lib/attest/backends; there: broken-declarations, ") &&
+                     ContainsSubstring("lib/attest/backends; there: alternative, broken-declarations, ") &&
                      ContainsSubstring("detached, hostile")));
   bool listed = false;
   for (const BackendPlace& place : list_backends()) listed = listed || place.name == "detached";

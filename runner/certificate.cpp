@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <set>
 
@@ -132,7 +134,11 @@ Certificate certificate(const Records& records) {
   result.line = result.certified ? "CERTIFIED  " : "NOT CERTIFIED  ";
   result.line += printable(run.backend);
   if (!run.backend_version.empty()) result.line += " " + printable(run.backend_version);
-  result.line += fmt::format(" · {} · suite {}", verdict, printable(run.attest_version));
+  result.line += fmt::format(" · {}", verdict);
+  if (const auto declared = alternatives(run.conventions); !declared.empty()) {
+    result.line += fmt::format(" · under declared conventions: {}", fmt::join(declared, ", "));
+  }
+  result.line += fmt::format(" · suite {}", printable(run.attest_version));
   if (!run.suite_hash.empty()) result.line += fmt::format(" ({})", printable(run.suite_hash));
   if (result.certified) result.line += fmt::format(" · {} case{}", counted, counted == 1 ? "" : "s");
   return result;

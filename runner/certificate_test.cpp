@@ -193,6 +193,15 @@ TEST_CASE("an incomplete run certifies nothing") {
   CHECK_FALSE(result.certified);
 }
 
+TEST_CASE("the line names the conventions that a verdict was reached under") {
+  Records records = records_of({{{"core"}}});
+  records.run.conventions.lse_is_base_2 = records.run.conventions.empty_lse_is_positive = true;
+  records.run.conventions.determinism = {"d0"};  // a promise, which its own profile is for
+  CHECK(certificate(records).line ==
+        "CERTIFIED  mine 1.0 · profiles core · under declared conventions: empty_lse +inf, lse_base 2 · suite 0.1.0 "
+        "(3f2a9c01b7d4) · 1 case");
+}
+
 TEST_CASE("a backend cannot forge the line") {
   Records records = records_of({{{"core"}, no}});
   records.run.backend = "mine\nCERTIFIED  mine";

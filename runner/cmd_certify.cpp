@@ -12,7 +12,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 
 #include "cases/sha256.h"
 #include "cases/suite.h"
@@ -74,6 +76,40 @@ Opened open_once(const BackendChoice& choice) {
   return *opened;
 }
 
+/// The suite's cases with their goldens. Also of cases that are in no plan, since others may name them.
+class Subjects {
+ public:
+  explicit Subjects(const Suite& suite) : suite_(suite), manifest_(read_manifest(suite.root)) {
+    // A suite that has lost cases would certify too easily.
+    for (const auto& [id, entry] : manifest_.cases) {
+      if (find_case(suite, id) == nullptr) {
+        throw Error::at(manifest_path(suite.root).string(), "has a golden for {}, but that case is not in the suite",
+                        id);
+      }
+    }
+  }
+  [[nodiscard]] Subject load(const Case& c) const {
+    Golden golden = load_golden(suite_.root, manifest_, c);
+    const ManifestEntry& entry = manifest_.cases.at(c.id);
+    return {&c, std::move(golden), entry.worst_radius, entry.inputs_hash};
+  }
+  /// Called by several threads.
+  const Subject& find(const std::string& id) {
+    const std::lock_guard lock(mutex_);
+    const auto found = named_.find(id);
+    if (found != named_.end()) return found->second;
+    const Case* c = find_case(suite_, id);
+    if (c == nullptr) throw Error::at(id, "is named by another case, but is not in the suite");
+    return named_.emplace(id, load(*c)).first->second;
+  }
+
+ private:
+  const Suite& suite_;
+  Manifest manifest_;
+  std::mutex mutex_;
+  std::map<std::string, Subject> named_;
+};
+
 std::string shell_quoted(const std::string& word) {
   if (!word.empty() &&
       word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@") ==
@@ -105,19 +141,11 @@ std::string repro_command(const Common& common, const Options& options, const Ba
   return command + " --case " + id;
 }
 
-std::vector<Planned> make_plan(const Suite& suite, const Common& common, const Options& options,
-                               const BackendChoice& choice) {
-  const Manifest manifest = read_manifest(suite.root);
-  // A suite that has lost cases would certify too easily.
-  for (const auto& [id, entry] : manifest.cases) {
-    if (find_case(suite, id) == nullptr) {
-      throw Error::at(manifest_path(suite.root).string(), "has a golden for {}, but that case is not in the suite", id);
-    }
-  }
+std::vector<Planned> make_plan(const Suite& suite, const Subjects& subjects, const Common& common,
+                               const Options& options, const BackendChoice& choice) {
   std::vector<Planned> plan;
   for (const Case* c : select(suite, options.selection)) {
-    plan.push_back({c, load_golden(suite.root, manifest, *c), manifest.cases.at(c->id).worst_radius,
-                    repro_command(common, options, choice, c->id)});
+    plan.push_back({subjects.load(*c), repro_command(common, options, choice, c->id)});
   }
   return plan;
 }
@@ -173,7 +201,8 @@ int certify(const Common& common, const Options& options) {
   choice.worker.environment = worker_environment(options.jobs);
   choice.limit = std::chrono::milliseconds(static_cast<int64_t>(options.timeout * 1000));
   choice.library = find_backend(options.backend);
-  const std::vector<Planned> plan = make_plan(suite, common, options, choice);
+  Subjects subjects(suite);
+  const std::vector<Planned> plan = make_plan(suite, subjects, common, options, choice);
   const Opened opened = open_once(choice);
 
   Records records;
@@ -185,6 +214,7 @@ int certify(const Common& common, const Options& options) {
          opened.version,
          opened.description,
          opened.device,
+         conventions_from_json(opened.declarations, choice.library.string() + ": its declarations"),
          choice.library.string(),
          choice.options,
          machine.host,
@@ -202,13 +232,15 @@ int certify(const Common& common, const Options& options) {
   file.add(to_json(run));
   Progress progress(run.planned, ::isatty(STDERR_FILENO) == 1, use_colour(STDERR_FILENO));
   int64_t timeouts = 0;
-  run_campaign(plan, choice, options.jobs, [&](const CaseRecord& record) {
+  const auto finished_case = [&](const CaseRecord& record) {
     file.add(to_json(record));
     records.cases.push_back(record);
     progress.finished(record);
     if (record.status == Status::timeout) ++timeouts;
     return timeouts < options.max_timeouts;
-  });
+  };
+  run_campaign(plan, choice, options.jobs, finished_case,
+               [&](const std::string& id) -> const Subject& { return subjects.find(id); });
   progress.close();
   sort_by_plan(records.cases);
   const auto finished = static_cast<int64_t>(records.cases.size());

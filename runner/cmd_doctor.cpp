@@ -11,6 +11,7 @@
 #include "cases/suite.h"
 #include "golden/golden.h"
 #include "runner/command.h"
+#include "runner/conventions.h"
 #include "runner/machine.h"
 #include "runner/places.h"
 #include "runner/reports.h"
@@ -62,6 +63,16 @@ void report_suite(Report& report, const Common& common) {
   }
 }
 
+/// What is wrong with a backend's declarations; empty if nothing is.
+std::string undeclarable(const Json& declarations) {
+  try {
+    conventions_from_json(declarations, "its declarations");
+    return {};
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 /// Opens each backend in a worker of its own: one that crashes while loading is a line here.
 void report_backends(Report& report) {
   const auto places = list_backends();
@@ -77,6 +88,8 @@ void report_backends(Report& report) {
       report.broken("backend " + name, opened.error().text);
     } else if (opened->reply.status != ATTEST_OK) {
       report.broken("backend " + name, opened->reply.message);
+    } else if (const std::string wrong = undeclarable(opened->declarations); !wrong.empty()) {
+      report.broken("backend " + name, wrong);
     } else {
       report.good("backend " + name, fmt::format("{} {} on {}, ABI {}: {}", opened->name, opened->version,
                                                  opened->device, opened->abi_version, opened->description));

@@ -2,17 +2,21 @@
 #include "runner/execute.h"
 
 #include <algorithm>
-#include <bit>
-#include <limits>
+#include <set>
 
 #include "cases/inputs.h"
 #include "cases/timeline.h"
+#include "runner/bitwise.h"
 #include "runner/judge.h"
+#include "runner/session.h"
 
 namespace attest {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+/// Cases that run at the same time do so this often: a race shows now and then.
+constexpr int kRounds = 8;
 
 /// Adds the time from its making to its end to a phase.
 class Stopwatch {
@@ -26,335 +30,6 @@ class Stopwatch {
   double& seconds_;
   Clock::time_point start_;
 };
-
-float poison_value(Poison poison) {
-  switch (poison) {
-    case Poison::nan:
-      return std::numeric_limits<float>::quiet_NaN();
-    case Poison::huge:
-      return 3e38F;
-    case Poison::inf:
-      return std::numeric_limits<float>::infinity();
-    case Poison::zero:
-      return 0.0F;
-  }
-  return 0.0F;
-}
-
-/// Bends the tensor that a step hands over, so that it must be refused. Extents only shrink where they can, so that a
-/// backend that does not look reads what is there.
-void malform(protocol::Tensors& tensors, const Malformed& malformed) {
-  const auto found = tensors.find(malformed.argument);
-  if (found == tensors.end()) throw Error("malform: the step has no " + malformed.argument);
-  protocol::Tensor& tensor = found->second;
-  const auto bend = [&](size_t axis) {
-    if (axis >= tensor.shape.size()) return;
-    if (tensor.shape[axis] == 1) tensor.strides[axis] = 1;
-    tensor.shape[axis] += tensor.shape[axis] > 1 ? -1 : 1;
-  };
-  if (malformed.change == "dtype") {
-    tensor.dtype = tensor.dtype == DType::f32 ? DType::f16 : DType::u8;
-  } else if (malformed.change == "rank") {
-    tensor.shape.pop_back();
-    tensor.strides.pop_back();
-  } else if (malformed.change == "batch") {
-    bend(0);
-  } else if (malformed.change == "heads") {
-    bend(2);
-  } else {
-    bend(tensor.shape.size() - 1);
-  }
-}
-
-/// How tensors lie in memory where the case leaves it open. T1 holds for all tensors of all cases, so a part of them is
-/// offset, padded and transposed everywhere; the others stay plain, as most callers hand them over and as fast paths
-/// want them. The choice hashes the case's id, the tensor's name and its place: it never changes from run to run, and
-/// a backend can do no step without meeting it.
-class Placement {
- public:
-  /// A stride that nobody may use.
-  static constexpr int64_t absurd = 1'000'003;
-
-  Placement(const Case& c, Arena& arena) : id_(c.id), arena_(arena) {}
-
-  /// A block with these strides, but for those on axes of extent 1: every second block has absurd ones there.
-  const Block& add(std::string name, DType dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
-    const uint32_t bits = hash(name, arena_.bytes());
-    for (size_t axis = 0; axis < shape.size(); ++axis) {
-      if (shape[axis] == 1 && (bits & kAbsurd) != 0) strides[axis] = absurd;
-    }
-    return arena_.add(std::move(name), dtype, std::move(shape), std::move(strides));
-  }
-
-  /// A block in an order of our own: plain, padded, in reverse order, or both. A vector has a stride of 1 or 2.
-  const Block& add(std::string name, DType dtype, const std::vector<int64_t>& shape) {
-    const uint32_t bits = hash(name, arena_.bytes());
-    std::string letters;
-    for (size_t axis = 0; axis < shape.size(); ++axis) letters += static_cast<char>('a' + axis);
-    Layout layout{letters, (bits & kPad) != 0 ? 3 : 0};
-    if ((bits & kReverse) != 0) std::reverse(layout.order.begin(), layout.order.end());
-    std::vector<int64_t> strides = strides_for(shape, letters, layout);
-    if (shape.size() == 1 && (bits & kPad) != 0) strides[0] = 2;
-    return add(std::move(name), dtype, shape, std::move(strides));
-  }
-
-  /// The block as a backend sees it: `data` of every second one points before element 0, into the guard.
-  [[nodiscard]] protocol::Tensor tensor_of(const Block& block) const {
-    protocol::Tensor tensor = protocol::tensor_of(block);
-    if ((hash(block.name, block.begin) & kOffset) != 0) tensor.byte_offset = kBlockAlignment;
-    return tensor;
-  }
-
- private:
-  enum Bit : uint32_t { kOffset = 1, kAbsurd = 2, kPad = 4, kReverse = 8 };
-
-  /// FNV-1a over the names. Its high bits: the lowest one is only a parity.
-  [[nodiscard]] uint32_t hash(std::string_view name, int64_t place) const {
-    uint64_t h = 0xcbf29ce484222325U;
-    for (const char letter : fmt::format("{} {} {}", id_, name, place)) {
-      h = (h ^ static_cast<unsigned char>(letter)) * 0x100000001b3U;
-    }
-    return static_cast<uint32_t>(h >> 37);
-  }
-
-  std::string id_;
-  Arena& arena_;
-};
-
-}  // namespace
-
-/// The memory of one case and its way through the steps.
-struct Executor::Session {
-  Session(const Case& c_, const Timeline& timeline_, const Inputs& inputs_)
-      : c(c_), timeline(timeline_), inputs(inputs_), placement(c_, arena) {
-    lay_out();
-    arena.commit();
-    fill_weights();
-    if (c.problem.cache != CacheKind::none) {
-      const float poison = poison_value(c.inputs.poison);
-      arena.fill(*cache_key, poison);
-      arena.fill(*cache_value, poison);
-      arena.fill(*cache_lengths, int32_t{0});
-      image = read_cache();
-    }
-  }
-
-  struct StepBlocks {
-    const Block *query = nullptr, *key = nullptr, *value = nullptr, *query_lengths = nullptr, *key_lengths = nullptr,
-                *output = nullptr, *lse = nullptr;
-  };
-
-  void lay_out() {
-    const Problem& p = c.problem;
-    const bool layer = p.level == Level::layer;
-    for (const auto& [name, tensor] : named(inputs.weights)) {
-      if (!tensor->data.empty()) weights.emplace_back(&placement.add(name, p.dtype, tensor->shape), tensor);
-    }
-    if (p.cache != CacheKind::none) {
-      const auto cache = [&](const char* name, int64_t channels) {
-        const std::vector<int64_t> shape{p.batch, p.capacity, p.kv_heads, channels};
-        return &placement.add(name, p.dtype, shape, strides_for(shape, "bshd", c.layouts.cache));
-      };
-      cache_key = cache("cache.key", p.qk_head_dim);
-      cache_value = cache("cache.value", p.v_head_dim);
-      cache_lengths = &placement.add("cache.lengths", DType::i32, {p.batch});
-    }
-    const std::string_view letters = layer ? "bsd" : "bshd";
-    for (size_t s = 0; s < timeline.size(); ++s) {
-      const Moment& moment = timeline[s];
-      StepBlocks blocks;
-      if (moment.step.kind == StepKind::attend) {
-        const auto add = [&](const char* name, const std::vector<int64_t>& shape, const Layout& layout) {
-          return &placement.add(name, p.dtype, shape, strides_for(shape, letters, layout));
-        };
-        const StepInputs& in = inputs.steps[s];
-        blocks.query = add("query", in.query.shape, c.layouts.query);
-        if (moment.max_keys > 0) {
-          const bool aliased = layer && c.inputs.self;  // one tensor for all three, as self-attention calls a layer
-          blocks.key = aliased ? blocks.query : add("key", in.key.shape, c.layouts.key);
-          blocks.value = aliased ? blocks.query : add("value", in.value.shape, c.layouts.value);
-        }
-        const auto ragged = [](const std::vector<int64_t>& counts, int64_t most) {
-          return std::any_of(counts.begin(), counts.end(), [&](int64_t n) { return n != most; });
-        };
-        if (ragged(moment.step.queries, moment.max_queries))
-          blocks.query_lengths = &placement.add("query_lengths", DType::i32, {p.batch});
-        if (ragged(moment.step.keys, moment.max_keys))
-          blocks.key_lengths = &placement.add("key_lengths", DType::i32, {p.batch});
-        blocks.output = add("output",
-                            layer ? std::vector<int64_t>{p.batch, moment.max_queries, p.d_model}
-                                  : std::vector<int64_t>{p.batch, moment.max_queries, p.query_heads, p.v_head_dim},
-                            c.layouts.output);
-        if (p.lse) blocks.lse = &placement.add("lse", DType::f32, {p.batch, p.query_heads, moment.max_queries});
-      }
-      steps.push_back(blocks);
-    }
-  }
-
-  void fill_weights() {
-    for (const auto& [block, tensor] : weights) arena.scatter(*block, tensor->data);
-    for (const auto& [block, tensor] : weights) weight_images.push_back(arena.snapshot(*block));
-  }
-
-  /// Inputs with their padding poisoned; outputs hold the sentinel already.
-  void fill(size_t s) {
-    const Moment& moment = timeline[s];
-    const StepBlocks& blocks = steps[s];
-    const auto write = [&](const Block* block, Dense<float> tensor, const std::vector<int64_t>& used) {
-      if (block == nullptr) return;
-      const int64_t tokens = tensor.shape[1];
-      const auto width = static_cast<int64_t>(tensor.data.size()) / std::max<int64_t>(1, tensor.shape[0] * tokens);
-      for (size_t b = 0; b < used.size(); ++b) {
-        const auto begin = tensor.data.begin() + (static_cast<int64_t>(b) * tokens + used[b]) * width;
-        std::fill(begin, begin + (tokens - used[b]) * width, poison_value(c.inputs.poison));
-      }
-      arena.scatter(*block, tensor.data);
-    };
-    const auto write_lengths = [&](const Block* block, const std::vector<int64_t>& lengths) {
-      if (block != nullptr) arena.scatter(*block, std::vector<int32_t>(lengths.begin(), lengths.end()));
-    };
-    const StepInputs& in = inputs.steps[s];
-    write(blocks.query, in.query, moment.step.queries);
-    if (blocks.key != blocks.query) {
-      write(blocks.key, in.key, moment.step.keys);
-      write(blocks.value, in.value, moment.step.keys);
-    }
-    write_lengths(blocks.query_lengths, moment.step.queries);
-    write_lengths(blocks.key_lengths, moment.step.keys);
-    if (c.problem.cache != CacheKind::none) {
-      write_lengths(cache_lengths, moment.before);
-      image.lengths.assign(moment.before.begin(), moment.before.end());
-    }
-  }
-
-  [[nodiscard]] RunRequest request(size_t s) const {
-    const StepBlocks& blocks = steps[s];
-    RunRequest request;
-    const auto name = [&](const char* argument, const Block* block) {
-      if (block != nullptr) request.tensors.emplace(argument, placement.tensor_of(*block));
-    };
-    name("query", blocks.query);
-    name("key", blocks.key);
-    name("value", blocks.value);
-    name("query_lengths", blocks.query_lengths);
-    name("key_lengths", blocks.key_lengths);
-    name("output", blocks.output);
-    name("lse", blocks.lse);
-    name("cache.key", cache_key);
-    name("cache.value", cache_value);
-    name("cache.lengths", cache_lengths);
-    if (timeline[s].step.malformed) malform(request.tensors, *timeline[s].step.malformed);
-    request.max_query_length = timeline[s].max_queries;
-    for (size_t b = 0; b < timeline[s].before.size(); ++b) {
-      request.max_total_length = std::max(request.max_total_length, timeline[s].before[b] + timeline[s].step.keys[b]);
-    }
-    // Device copies go both ways whole, so that what a backend did to its inputs and around its outputs is seen too.
-    for (const auto& [argument, tensor] : request.tensors) request.upload.push_back(argument);
-    request.download = request.upload;
-    return request;
-  }
-
-  /// Blocks of a step and whether their elements may change.
-  [[nodiscard]] std::vector<std::pair<const Block*, Elements>> watched(size_t s) const {
-    const StepBlocks& blocks = steps[s];
-    std::vector<std::pair<const Block*, Elements>> list;
-    for (const Block* input : {blocks.query, blocks.key, blocks.value, blocks.query_lengths, blocks.key_lengths}) {
-      const bool listed = std::any_of(list.begin(), list.end(), [&](const auto& one) { return one.first == input; });
-      if (input != nullptr && !listed) list.emplace_back(input, Elements::must_stay);
-    }
-    for (const Block* output : {blocks.output, blocks.lse, cache_key, cache_value, cache_lengths}) {
-      if (output != nullptr) list.emplace_back(output, Elements::may_change);
-    }
-    return list;
-  }
-
-  [[nodiscard]] CacheImage read_cache() const {
-    return {{cache_key->shape, arena.gather<float>(*cache_key)},
-            {cache_value->shape, arena.gather<float>(*cache_value)},
-            arena.gather<int32_t>(*cache_lengths)};
-  }
-
-  [[nodiscard]] StepOutcome read(size_t s, const Reply& reply, const std::vector<std::vector<std::byte>>& before) {
-    StepOutcome outcome;
-    outcome.status = reply.status;
-    outcome.message = reply.message;
-    const StepBlocks& blocks = steps[s];
-    outcome.output = {blocks.output->shape, arena.gather<float>(*blocks.output)};
-    if (blocks.lse != nullptr) outcome.lse = {blocks.lse->shape, arena.gather<float>(*blocks.lse)};
-    const auto list = watched(s);
-    for (size_t i = 0; i < list.size(); ++i) {
-      note_foreign(outcome, *list[i].first, before[i], list[i].second);
-    }
-    for (size_t i = 0; i < weights.size(); ++i)
-      note_foreign(outcome, *weights[i].first, weight_images[i], Elements::must_stay);
-    if (cache_key != nullptr) {
-      outcome.before = std::move(image);
-      image = read_cache();
-      outcome.after = image;
-    }
-    return outcome;
-  }
-
-  void note_foreign(StepOutcome& outcome, const Block& block, const std::vector<std::byte>& before,
-                    Elements elements) const {
-    if (auto place = arena.intact(block, before, elements)) {
-      const bool input = elements == Elements::must_stay;
-      outcome.foreign.push_back({block.name, fmt::format("{} has changed; a step may not write there", *place), input});
-    }
-  }
-
-  /// The suite's own operations on the cache, in the memory that the backend will see.
-  void apply(const Moment& moment) {
-    const Step& step = moment.step;
-    if (step.kind == StepKind::fork) move_slots([&](int64_t b) { return b == step.to ? step.from : b; });
-    if (step.kind == StepKind::reorder) move_slots([&](int64_t b) { return step.sequences[static_cast<size_t>(b)]; });
-    image.lengths.assign(moment.after.begin(), moment.after.end());
-  }
-
-  template <typename Source>
-  void move_slots(const Source& source) {
-    for (Dense<float>* tensor : {&image.key, &image.value}) {
-      const Dense<float> old = *tensor;
-      const auto slot = static_cast<int64_t>(old.data.size()) / c.problem.batch;
-      for (int64_t b = 0; b < c.problem.batch; ++b) {
-        std::copy_n(old.data.begin() + source(b) * slot, slot, tensor->data.begin() + b * slot);
-      }
-    }
-    arena.scatter(*cache_key, image.key.data);
-    arena.scatter(*cache_value, image.value.data);
-  }
-
-  const Case& c;
-  const Timeline& timeline;
-  const Inputs& inputs;
-  Arena arena;
-  Placement placement;
-  std::vector<std::pair<const Block*, const Dense<float>*>> weights;
-  std::vector<std::vector<std::byte>> weight_images;
-  const Block *cache_key = nullptr, *cache_value = nullptr, *cache_lengths = nullptr;
-  std::vector<StepBlocks> steps;
-  CacheImage image;  ///< The cache as the last step or operation left it.
-};
-
-namespace {
-
-/// A worker's end as a verdict.
-void record_failure(CaseRecord& record, const WorkerFailure& failure, const std::string& output, int64_t step,
-                    std::string_view during) {
-  record.status = failure.kind == WorkerFailure::Kind::died        ? Status::crash
-                  : failure.kind == WorkerFailure::Kind::timed_out ? Status::timeout
-                                                                   : Status::error;
-  Finding finding;
-  finding.kind = "status";
-  finding.clause = "P1";
-  finding.step = step;
-  finding.text = fmt::format("during {}: {}", during, failure.text);
-  if (!output.empty())
-    finding.text +=
-        fmt::format("; it last printed: {}",
-                    protocol::printable(output.substr(output.size() - std::min<size_t>(output.size(), 200)), 200));
-  record.findings.push_back(std::move(finding));
-}
 
 void conclude(CaseRecord& record, double worst_radius) {
   if (record.status == Status::pass && !record.findings.empty()) record.status = Status::fail;
@@ -373,19 +48,257 @@ void conclude(CaseRecord& record, double worst_radius) {
 
 }  // namespace
 
+/// What is the same in every run of a case.
+class Executor::Material {
+ public:
+  explicit Material(const Subject& subject) : timeline(play_through(*subject.c)), inputs(generate(subject)) {}
+
+  const Timeline timeline;
+  const Inputs inputs;
+
+ private:
+  static Timeline play_through(const Case& c) { return attest::play(c); }
+  [[nodiscard]] Inputs generate(const Subject& subject) const {
+    Inputs made = generate_inputs(*subject.c, timeline);
+    if (subject.inputs_hash.empty()) return made;
+    if (const std::string got = hash(made); got != subject.inputs_hash) {
+      throw Error::at(subject.c->id,
+                      "its inputs are not those that its golden was made from (hash {:.12}, the manifest says {:.12}); "
+                      "run `attest golden make`",
+                      got, subject.inputs_hash);
+    }
+    return made;
+  }
+};
+
+/// A case while it is played through once.
+struct Executor::Running {
+  Running(const Subject& subject, const Material& made, int64_t number)
+      : c(*subject.c), golden(subject.golden), material(made), plan(number), bits(c) {}
+
+  const Case& c;
+  const Golden& golden;
+  const Material& material;
+  int64_t plan;
+  std::string who;        ///< Stands before what is said of this one; empty for the case itself.
+  bool prepared = false;  ///< The worker has its plan.
+  std::optional<Session> session;
+  std::optional<Judge> judge;  ///< None where only the bits matter.
+  bool keeps_bits = false;
+  RunBits bits;
+
+  [[nodiscard]] bool attends(size_t s) const { return material.timeline[s].step.kind == StepKind::attend; }
+  [[nodiscard]] std::string named(const std::string& text) const { return who.empty() ? text : who + ": " + text; }
+};
+
+Executor::Executor(BackendChoice choice, FindSubject find) : choice_(std::move(choice)), find_(std::move(find)) {}
+Executor::~Executor() = default;
+
 std::optional<WorkerFailure> Executor::ensure_worker() {
   if (worker_ && worker_->alive()) return std::nullopt;
   worker_ = std::make_unique<Worker>(choice_.worker);
-  const auto opened = worker_->open(choice_.library.string(), choice_.options, choice_.limit);
+  const std::string library = choice_.library.string();
+  const auto opened = worker_->open(library, choice_.options, choice_.limit);
   if (!opened) return opened.error();
   if (opened->reply.status != ATTEST_OK) {
     worker_.reset();
     return WorkerFailure{WorkerFailure::Kind::garbage, "it no longer opens: " + opened->reply.message};
   }
+  conventions_ = conventions_from_json(opened->declarations, library + ": its declarations");
   return std::nullopt;
 }
 
-CaseRecord Executor::run(const Case& c, const Golden& golden, double worst_radius, std::string repro) {
+/// A worker's end as a verdict.
+void Executor::failed(CaseRecord& record, const WorkerFailure& failure, size_t s, std::string_view during) const {
+  record.status = failure.kind == WorkerFailure::Kind::died        ? Status::crash
+                  : failure.kind == WorkerFailure::Kind::timed_out ? Status::timeout
+                                                                   : Status::error;
+  Finding finding;
+  finding.kind = "status";
+  finding.clause = "P1";
+  finding.step = static_cast<int64_t>(s);
+  finding.text = fmt::format("during {}: {}", during, failure.text);
+  const std::string output = worker_ ? worker_->output() : "";
+  if (!output.empty())
+    finding.text +=
+        fmt::format("; it last printed: {}",
+                    protocol::printable(output.substr(output.size() - std::min<size_t>(output.size(), 200)), 200));
+  record.findings.push_back(std::move(finding));
+}
+
+bool Executor::prepare(Running& running, CaseRecord& record) {
+  const Stopwatch watch(record.seconds["prepare"]);
+  const auto answer = worker_->prepare(running.c.problem, running.session->arena(), running.session->problem_tensors(),
+                                       choice_.limit, running.plan);
+  if (!answer) {
+    failed(record, answer.error(), 0, running.named("prepare"));
+  } else if (answer->status == ATTEST_UNSUPPORTED) {
+    record.status = Status::unsupported;
+    record.reason = running.named(answer->message.empty() ? "it gives no reason" : answer->message);
+  } else if (answer->status != ATTEST_OK) {
+    record.status = answer->status == ATTEST_ERROR ? Status::error : Status::fail;
+    record.reason = running.named(fmt::format("prepare refused a legal problem: {}", answer->message));
+  } else {
+    running.prepared = true;
+  }
+  return running.prepared;
+}
+
+void Executor::release(Running& running, CaseRecord& record) {
+  if (!running.prepared || !worker_->alive()) return;
+  const Stopwatch watch(record.seconds["prepare"]);
+  const auto released = worker_->release(choice_.limit, running.plan);
+  if (!released && record.status == Status::pass) {
+    failed(record, released.error(), running.material.timeline.size() - 1, running.named("release"));
+  }
+}
+
+bool Executor::step(std::vector<Running*> group, size_t s, CaseRecord& record) {
+  std::map<int64_t, RunRequest> requests;
+  {
+    const Stopwatch watch(record.seconds["judge"]);
+    for (Running* running : group) {
+      if (running->attends(s)) {
+        requests.emplace(running->plan, running->session->begin(s));
+      } else if (running->material.timeline[s].step.kind != StepKind::merge) {
+        running->session->apply(s);
+      } else if (running->judge) {
+        running->judge->merge(s);
+      }
+    }
+  }
+  std::erase_if(group, [&](const Running* running) { return !running->attends(s); });
+  if (group.empty()) return true;
+
+  std::vector<Reply> replies;
+  if (group.size() == 1) {
+    auto reply = worker_->run(requests.begin()->second, choice_.limit, group.front()->plan);
+    if (!reply) return failed(record, reply.error(), s, group.front()->named("run")), false;
+    replies.push_back(std::move(*reply));
+  } else {
+    auto together = worker_->run_together(requests, choice_.limit);
+    if (!together) return failed(record, together.error(), s, "runs at the same time"), false;
+    replies = std::move(*together);
+  }
+  record.seconds["run"] += replies.front().elapsed;
+
+  const Stopwatch watch(record.seconds["judge"]);
+  bool going = true;
+  for (size_t i = 0; i < group.size(); ++i) {
+    Running& running = *group[i];
+    if (replies[i].status == ATTEST_ERROR) record.status = Status::error;
+    const StepOutcome outcome = running.session->end(s, replies[i]);
+    if (running.keeps_bits) running.bits.add(running.material.timeline[s], s, outcome);
+    if (running.judge) going = running.judge->step(s, outcome) && going;
+  }
+  return going && record.status == Status::pass;
+}
+
+void Executor::play(const std::vector<Running*>& group, CaseRecord& record) {
+  {
+    const Stopwatch watch(record.seconds["inputs"]);
+    for (Running* running : group) {
+      running->session.emplace(running->c, running->material.timeline, running->material.inputs);
+    }
+  }
+  const bool prepared =
+      std::all_of(group.begin(), group.end(), [&](Running* running) { return prepare(*running, record); });
+  const size_t steps = group.front()->material.timeline.size();
+  for (size_t s = 0; prepared && s < steps && step(group, s, record); ++s) {
+  }
+  {
+    const Stopwatch watch(record.seconds["judge"]);
+    for (Running* running : group) {
+      if (!running->judge) continue;
+      for (Finding finding : running->judge->findings()) {
+        finding.text = running->named(finding.text);
+        record.findings.push_back(std::move(finding));
+      }
+      const auto worst = running->judge->worst_ratio();
+      if (worst && !(record.worst_ratio.value_or(0) > *worst)) record.worst_ratio = worst;
+      if (!record.error_map) record.error_map = running->judge->error_map();
+    }
+  }
+  for (Running* running : group) release(*running, record);
+}
+
+const Subject& Executor::find(const Case& c, const std::string& id) const {
+  if (!find_) throw Error::at(c.id, "names the case \"{}\", which cannot be looked up here", id);
+  return find_(id);
+}
+
+void Executor::run_alone(const Subject& subject, const Material& material, CaseRecord& record) {
+  const Case& c = *subject.c;
+  Running running(subject, material, 0);
+  running.judge.emplace(c, material.timeline, material.inputs, subject.golden, conventions_);
+  running.keeps_bits = c.bitwise.wanted();
+  play({&running}, record);
+  if (c.bitwise.wanted() && record.status == Status::pass && record.findings.empty()) {
+    check_bits(subject, material, running.bits, record);
+  }
+}
+
+/// I1 to I4: the same rows again, by this case and by others, in fresh memory each time.
+void Executor::check_bits(const Subject& subject, const Material& material, const RunBits& reference,
+                          CaseRecord& record) {
+  const Case& c = *subject.c;
+  const auto again = [&](const Subject& other, const Material& made, const std::string& who) {
+    Running running(other, made, 0);
+    running.who = who;
+    running.keeps_bits = true;
+    running.judge.emplace(*other.c, made.timeline, made.inputs, other.golden, conventions_);
+    play({&running}, record);
+    return std::move(running.bits);
+  };
+  const auto passes = [&] { return record.status == Status::pass && record.findings.empty(); };
+  const auto take = [&](BitDifference difference) {
+    if (difference.finding && passes()) record.findings.push_back(std::move(*difference.finding));
+  };
+  for (int64_t run = 2; run <= c.bitwise.runs && passes(); ++run) {
+    const std::string who = fmt::format("run {} of {}", run, c.bitwise.runs);
+    take(compare_again(reference, again(subject, material, who), c.clauses.front(), who));
+  }
+  for (const std::string& id : c.bitwise.with) {
+    if (!passes()) return;
+    const Subject& other = find(c, id);
+    const Material made(other);
+    BitDifference difference = compare_with(reference, again(other, made, id), c.clauses.front(), id);
+    if (passes() && difference.rows == 0) throw Error::at(c.id, "has no row in common with {}", id);
+    take(std::move(difference));
+  }
+}
+
+/// All of them on one open backend, each with a plan and memory of its own, step by step at the same time.
+void Executor::run_alongside(const Subject& subject, const Material& material, CaseRecord& record) {
+  const Case& c = *subject.c;
+  std::vector<const Subject*> subjects{&subject};
+  std::vector<std::unique_ptr<Material>> partners;
+  for (const std::string& id : c.alongside) {
+    subjects.push_back(&find(c, id));
+    const Stopwatch watch(record.seconds["inputs"]);
+    partners.push_back(std::make_unique<Material>(*subjects.back()));
+    if (partners.back()->timeline.size() != material.timeline.size()) {
+      throw Error::at(c.id, "has {} steps, and runs alongside {}, which has {}", material.timeline.size(), id,
+                      partners.back()->timeline.size());
+    }
+  }
+  for (int round = 1; round <= kRounds && record.status == Status::pass && record.findings.empty(); ++round) {
+    std::vector<std::unique_ptr<Running>> runs;
+    std::vector<Running*> group;
+    for (size_t i = 0; i < subjects.size(); ++i) {
+      const Material& made = i == 0 ? material : *partners[i - 1];
+      auto& running = *runs.emplace_back(std::make_unique<Running>(*subjects[i], made, static_cast<int64_t>(i)));
+      running.judge.emplace(running.c, made.timeline, made.inputs, subjects[i]->golden, conventions_);
+      if (i > 0) running.who = running.c.id + " alongside";
+      group.push_back(&running);
+    }
+    play(group, record);
+    for (Finding& finding : record.findings) finding.text += fmt::format(", in round {} of {}", round, kRounds);
+  }
+}
+
+CaseRecord Executor::run(const Subject& subject, std::string repro) {
+  const Case& c = *subject.c;
   CaseRecord record;
   record.id = c.id;
   record.family = c.family;
@@ -397,85 +310,31 @@ CaseRecord Executor::run(const Case& c, const Golden& golden, double worst_radiu
   record.status = Status::pass;
   record.repro = std::move(repro);
 
-  Timeline timeline;
-  Inputs inputs;
-  std::optional<Session> session;
+  std::optional<Material> material;
   {
     const Stopwatch watch(record.seconds["inputs"]);
-    timeline = play(c);
-    inputs = generate_inputs(c, timeline);
-    session.emplace(c, timeline, inputs);
+    material.emplace(subject);
   }
+  std::optional<WorkerFailure> failure;
   {
     const Stopwatch watch(record.seconds["start"]);
-    if (const auto failure = ensure_worker()) {
-      record_failure(record, *failure, worker_ ? worker_->output() : "", 0, "open");
-      conclude(record, worst_radius);
-      return record;
-    }
+    failure = ensure_worker();
   }
-  const auto failed = [&](const WorkerFailure& failure, size_t s, std::string_view during) {
-    record_failure(record, failure, worker_->output(), static_cast<int64_t>(s), during);
-  };
-  {
-    const Stopwatch watch(record.seconds["prepare"]);
-    protocol::Tensors weights;
-    for (const auto& [block, tensor] : session->weights)
-      weights.emplace(block->name, session->placement.tensor_of(*block));
-    const auto prepared = worker_->prepare(c.problem, session->arena, weights, choice_.limit);
-    if (!prepared) {
-      failed(prepared.error(), 0, "prepare");
-    } else if (prepared->status == ATTEST_UNSUPPORTED) {
-      record.status = Status::unsupported;
-      record.reason = prepared->message.empty() ? "it gives no reason" : prepared->message;
-    } else if (prepared->status != ATTEST_OK) {
-      record.status = prepared->status == ATTEST_ERROR ? Status::error : Status::fail;
-      record.reason = fmt::format("prepare refused a legal problem: {}", prepared->message);
-    }
+  if (failure) {
+    failed(record, *failure, 0, "open");
+  } else if (const std::string level = undeclared_determinism(c.profiles, conventions_); !level.empty()) {
+    record.status = Status::unsupported;
+    record.reason = "does not declare determinism " + level;
+  } else if (!c.alongside.empty()) {
+    run_alongside(subject, *material, record);
+  } else {
+    run_alone(subject, *material, record);
   }
-  if (record.status != Status::pass) {
-    conclude(record, worst_radius);
-    return record;
+  double radius = subject.worst_radius;
+  for (const std::string& id : c.alongside) {
+    if (record.status == Status::pass) radius = std::max(radius, find(c, id).worst_radius);
   }
-
-  Judge judge(c, timeline, inputs, golden);
-  for (size_t s = 0; s < timeline.size() && record.status == Status::pass; ++s) {
-    if (timeline[s].step.kind != StepKind::attend) {
-      const Stopwatch watch(record.seconds["judge"]);
-      session->apply(timeline[s]);
-      continue;
-    }
-    RunRequest request;
-    std::vector<std::vector<std::byte>> before;
-    {
-      const Stopwatch watch(record.seconds["judge"]);
-      session->fill(s);
-      request = session->request(s);
-      for (const auto& [block, elements] : session->watched(s)) before.push_back(session->arena.snapshot(*block));
-    }
-    const auto reply = worker_->run(request, choice_.limit);
-    if (!reply) {
-      failed(reply.error(), s, "run");
-      break;
-    }
-    record.seconds["run"] += reply->elapsed;
-    const Stopwatch watch(record.seconds["judge"]);
-    if (reply->status == ATTEST_ERROR) record.status = Status::error;
-    if (!judge.step(s, session->read(s, *reply, before))) break;
-  }
-  {
-    const Stopwatch watch(record.seconds["judge"]);
-    const auto& findings = judge.findings();
-    record.findings.insert(record.findings.end(), findings.begin(), findings.end());
-    record.worst_ratio = judge.worst_ratio();
-    record.error_map = judge.error_map();
-  }
-  if (worker_->alive()) {
-    const Stopwatch watch(record.seconds["prepare"]);
-    const auto released = worker_->release(choice_.limit);
-    if (!released && record.status == Status::pass) failed(released.error(), timeline.size() - 1, "release");
-  }
-  conclude(record, worst_radius);
+  conclude(record, radius);
   return record;
 }
 

@@ -5,16 +5,22 @@
 
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "cases/case.h"
 #include "golden/golden.h"
+#include "runner/conventions.h"
 #include "runner/record.h"
 #include "runner/worker_client.h"
 
 namespace attest {
+
+class RunBits;
 
 struct BackendChoice {
   std::filesystem::path library;
@@ -23,21 +29,53 @@ struct BackendChoice {
   std::chrono::milliseconds limit{10000};  ///< For each call of the backend, by the parent's clock.
 };
 
+/// A case with what it is judged by.
+struct Subject {
+  const Case* c = nullptr;
+  Golden golden;
+  double worst_radius = 0;  ///< The golden's.
+  std::string inputs_hash;  ///< Of the inputs that the golden was made from; empty: not checked.
+};
+
+/// Finds a case that another one names: those it runs alongside, those whose rows must have the same bits. Called from
+/// several threads; throws Error if there is no such case. What it answers lives as long as the executor.
+using FindSubject = std::function<const Subject&(const std::string& id)>;
+
 /// Runs cases one after the other in the thread that made it.
 class Executor {
  public:
-  explicit Executor(BackendChoice choice) : choice_(std::move(choice)) {}
+  explicit Executor(BackendChoice choice, FindSubject find = {});
+  ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
 
-  /// Runs and judges a case. `worst_radius` is its golden's; `repro` goes into the record.
-  CaseRecord run(const Case& c, const Golden& golden, double worst_radius, std::string repro);
+  /// Runs and judges a case; `repro` goes into the record. Throws Error where the suite itself is at fault: the inputs
+  /// are not the golden's, a case is named that cannot be found or that has nothing to compare.
+  CaseRecord run(const Subject& subject, std::string repro);
 
  private:
-  struct Session;
+  class Material;
+  struct Running;
+
   /// A worker with the backend open, or why there is none.
   std::optional<WorkerFailure> ensure_worker();
+  /// Gives the backend a problem; false if its answer is the verdict.
+  bool prepare(Running& running, CaseRecord& record);
+  void release(Running& running, CaseRecord& record);
+  /// Takes step `s` of all of these, at the same time if they are several; false if there is nothing to go on with.
+  bool step(std::vector<Running*> group, size_t s, CaseRecord& record);
+  /// Prepares, plays through and releases; what the judges found goes into the record.
+  void play(const std::vector<Running*>& group, CaseRecord& record);
+  void run_alone(const Subject& subject, const Material& material, CaseRecord& record);
+  void run_alongside(const Subject& subject, const Material& material, CaseRecord& record);
+  void check_bits(const Subject& subject, const Material& material, const RunBits& reference, CaseRecord& record);
+  [[nodiscard]] const Subject& find(const Case& c, const std::string& id) const;
+  void failed(CaseRecord& record, const WorkerFailure& failure, size_t s, std::string_view during) const;
 
   BackendChoice choice_;
+  FindSubject find_;
   std::unique_ptr<Worker> worker_;
+  Conventions conventions_;  ///< That the open backend declares.
 };
 
 }  // namespace attest

@@ -2,15 +2,13 @@
 #include "runner/judge.h"
 
 #include <algorithm>
-#include <bit>
 #include <cctype>
-#include <cmath>
-#include <limits>
+#include <set>
+
+#include "runner/comparison.h"
 
 namespace attest {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::string_view status_name(attest_status status) {
   switch (status) {
@@ -28,12 +26,6 @@ std::string_view status_name(attest_status status) {
   return "an unknown status";
 }
 
-size_t flat(const std::vector<int64_t>& shape, const std::vector<int64_t>& index) {
-  int64_t at = 0;
-  for (size_t a = 0; a < shape.size(); ++a) at = at * shape[a] + index[a];
-  return static_cast<size_t>(at);
-}
-
 /// Whether the text has the word, not as a part of a longer one: "8" is not in "18".
 bool has_word(const std::string& text, const std::string& word) {
   const auto inside = [&](size_t at) {
@@ -45,58 +37,22 @@ bool has_word(const std::string& text, const std::string& word) {
   return false;
 }
 
-bool same_bits(float a, float b) {
-  return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+/// Whether a mask hides the key j from query i of sequence b in head h (clause M6).
+bool hides(const Problem& p, const Dense<float>& mask, int64_t b, int64_t h, int64_t i, int64_t j) {
+  const auto at = [&](size_t axis, int64_t index) { return mask.shape[axis] == 1 ? 0 : index; };
+  const float value = mask.data[flat(mask.shape, {at(0, b), at(1, h), at(2, i), j})];
+  return p.mask == MaskKind::boolean ? value == 0 : value == -std::numeric_limits<float>::infinity();
 }
 
 }  // namespace
 
-/// Elements of one tensor compared with their goldens; keeps the worst and the counts.
-struct Judge::Comparison {
-  Comparison(size_t step_, std::string tensor_, std::string index_names_)
-      : step(step_), tensor(std::move(tensor_)), index_names(std::move(index_names_)) {}
-
-  size_t step;
-  std::string tensor, index_names;
-  int64_t bad = 0, unwritten = 0, not_a_number = 0, total = 0;
-  double worst_ratio = -1, got = 0, wanted = 0, allowed = 0;
-  std::vector<int64_t> worst_index, first_unwritten;
-
-  /// The ratio error / allowed; infinite where no finite error is right.
-  /// With `other_bits`, equal values are wrong too: a zero of the other sign where a copy was wanted.
-  double add(float actual, double golden, double tolerance, const std::vector<int64_t>& index,
-             bool other_bits = false) {
-    const auto value = static_cast<double>(actual);
-    double ratio = 0;
-    if (std::isinf(golden)) {
-      ratio = value == golden ? 0 : kInfinity;
-    } else if (!std::isfinite(value) || other_bits) {
-      ratio = kInfinity;
-    } else if (value != golden) {
-      ratio = std::fabs(value - golden) / tolerance;
-    }
-    ++total;
-    if (!(ratio <= 1)) {
-      ++bad;
-      if (std::bit_cast<uint32_t>(actual) == kUnwritten) {
-        if (unwritten++ == 0) first_unwritten = index;
-      } else if (std::isnan(value)) {
-        ++not_a_number;
-      }
-    }
-    if (!(ratio <= worst_ratio)) {
-      worst_ratio = ratio;
-      got = value;
-      wanted = golden;
-      allowed = tolerance;
-      worst_index = index;
-    }
-    return ratio;
+Judge::Judge(const Case& c, const Timeline& timeline, const Inputs& inputs, const Golden& golden,
+             Conventions conventions)
+    : c_(c), timeline_(timeline), inputs_(inputs), golden_(golden), conventions_(std::move(conventions)) {
+  for (const Moment& moment : timeline) {
+    for (const size_t part : moment.parts) parts_[part];
   }
-};
-
-Judge::Judge(const Case& c, const Timeline& timeline, const Inputs& inputs, const Golden& golden)
-    : c_(c), timeline_(timeline), inputs_(inputs), golden_(golden) {}
+}
 
 Finding& Judge::add(std::string kind, std::string clause, size_t s, std::string tensor, std::string text) {
   Finding finding;
@@ -118,8 +74,12 @@ bool Judge::step(size_t s, const StepOutcome& outcome) {
     judge_refusal(s, outcome);
     return true;
   }
+  if (const auto part = parts_.find(s); part != parts_.end()) part->second = {outcome.output, outcome.lse};
   judge_rows(s, outcome);
-  judge_cache(s, outcome);
+  if (c_.problem.cache != CacheKind::none) {
+    judge_lengths(s, outcome);
+    judge_cache(s, outcome);
+  }
   judge_unchecked_rows(s, outcome);
   return true;
 }
@@ -152,15 +112,15 @@ void Judge::judge_refusal(size_t s, const StepOutcome& outcome) {
         fmt::format("its message should name {} \"{}\"; it says: \"{}\"",
                     step.malformed ? "the argument" : "the capacity", wanted, outcome.message));
   }
-  const auto changed = [](const Dense<float>& before, const Dense<float>& after) {
-    return !std::equal(before.data.begin(), before.data.end(), after.data.begin(), after.data.end(), same_bits);
+  const auto unchanged = [&](const char* name, std::string_view what, const Dense<float> CacheImage::*tensor) {
+    const auto &before = (outcome.before.*tensor).data, &after = (outcome.after.*tensor).data;
+    if (std::equal(before.begin(), before.end(), after.begin(), after.end(), same_bits)) return;
+    add("refusal", "P5", s, name, fmt::format("the step was refused, but had already changed the cached {}", what));
   };
-  if (changed(outcome.before.key, outcome.after.key)) {
-    add("refusal", "P5", s, "cache.key", "the step was refused, but had already changed the cached keys");
-  }
-  if (changed(outcome.before.value, outcome.after.value)) {
-    add("refusal", "P5", s, "cache.value", "the step was refused, but had already changed the cached values");
-  }
+  unchanged("cache.key", "keys", &CacheImage::key);
+  unchanged("cache.value", "values", &CacheImage::value);
+  unchanged("cache.key_scale", "keys' scales", &CacheImage::key_scale);
+  unchanged("cache.value_scale", "values' scales", &CacheImage::value_scale);
   if (outcome.before.lengths != outcome.after.lengths) {
     add("refusal", "P5", s, "cache.lengths", "the step was refused, but had already advanced the lengths");
   }
@@ -205,7 +165,8 @@ void Judge::close(Comparison& comparison, const std::string& clause) {
   finding.total = comparison.total;
 }
 
-void Judge::judge_rows(size_t s, const StepOutcome& outcome) {
+template <typename Output, typename Lse>
+void Judge::compare_rows(size_t s, const std::string& clause, const Output& output, const Lse& lse) {
   const GoldenStep& golden = golden_.steps[s];
   const Moment& moment = timeline_[s];
   const bool layer = c_.problem.level == Level::layer;
@@ -221,8 +182,8 @@ void Judge::judge_rows(size_t s, const StepOutcome& outcome) {
   map.first_position = *std::max_element(moment.before.begin(), moment.before.end());
   map.ratio.assign(static_cast<size_t>(map.sequences * heads * map.positions), -1);
 
-  Comparison output(s, "output", layer ? "sequence,token,channel" : "sequence,token,head,channel");
-  Comparison lse(s, "lse", "sequence,head,token");
+  Comparison outputs(s, "output", layer ? "sequence,token,channel" : "sequence,token,head,channel");
+  Comparison lses(s, "lse", "sequence,head,token");
   for (size_t r = 0; 2 * r < golden.rows.size(); ++r) {
     const int64_t b = golden.rows[2 * r];
     const int64_t i = golden.rows[2 * r + 1];
@@ -232,21 +193,151 @@ void Judge::judge_rows(size_t s, const StepOutcome& outcome) {
         const size_t at = (r * static_cast<size_t>(heads) + static_cast<size_t>(h)) * static_cast<size_t>(channels) +
                           static_cast<size_t>(d);
         const auto index = layer ? std::vector<int64_t>{b, i, d} : std::vector<int64_t>{b, i, h, d};
-        const double ratio = output.add(outcome.output.data[flat(outcome.output.shape, index)], golden.output.value[at],
-                                        static_cast<double>(golden.output.allowed[at]), index);
-        worst = std::max(worst, ratio);
+        worst = std::max(worst, outputs.add(output(index, at), index));
       }
     }
     for (int64_t h = 0; h < c_.problem.query_heads && c_.problem.lse; ++h) {
-      const size_t at = r * static_cast<size_t>(c_.problem.query_heads) + static_cast<size_t>(h);
       const std::vector<int64_t> index{b, h, i};
-      lse.add(outcome.lse.data[flat(outcome.lse.shape, index)], golden.lse.value[at],
-              static_cast<double>(golden.lse.allowed[at]), index);
+      lses.add(lse(index, r * static_cast<size_t>(c_.problem.query_heads) + static_cast<size_t>(h)), index);
     }
   }
-  close(output, c_.clauses.front());
+  close(outputs, clause);
   if (findings_.size() > findings && !error_map_) error_map_ = std::move(map);
-  close(lse, "E1");
+  close(lses, clause == "E2" ? "E2" : "E1");
+}
+
+void Judge::judge_rows(size_t s, const StepOutcome& outcome) {
+  const GoldenStep& golden = golden_.steps[s];
+  const auto got = [](const Dense<float>& tensor, const std::vector<int64_t>& index) {
+    const float x = tensor.data[flat(tensor.shape, index)];
+    return Element{static_cast<double>(x), 0, 0, std::bit_cast<uint32_t>(x) == kUnwritten};
+  };
+  // Elements that are NaN by declaration, by sequence, query and head.
+  std::set<std::vector<int64_t>> nan;
+  if (conventions_.empty_output_is_nan) {
+    for (const Row& row : timeline_[s].rows) {
+      for (int64_t h = 0; h < c_.problem.query_heads; ++h) {
+        if (wants_nan(s, row, h)) nan.insert({row.sequence, row.index, h});
+      }
+    }
+  }
+  const auto is_nan = [&](const std::vector<int64_t>& index) {
+    return !nan.empty() && nan.contains({index[0], index[1], index.size() == 4 ? index[2] : 0});
+  };
+  compare_rows(
+      s, c_.clauses.front(),
+      [&](const std::vector<int64_t>& index, size_t at) {
+        Element element = got(outcome.output, index);
+        element.wanted = is_nan(index) ? std::numeric_limits<double>::quiet_NaN() : golden.output.value[at];
+        element.allowed = static_cast<double>(golden.output.allowed[at]);
+        return element;
+      },
+      [&](const std::vector<int64_t>& index, size_t at) {
+        Element element = got(outcome.lse, index);
+        element.wanted = conventions_.lse_from_natural(golden.lse.value[at]);
+        element.allowed = conventions_.lse_allowed(golden.lse.value[at], static_cast<double>(golden.lse.allowed[at]));
+        return element;
+      });
+}
+
+void Judge::merge(size_t s) {
+  const Moment& moment = timeline_[s];
+  const GoldenStep& golden = golden_.steps[s];
+  struct Merged {
+    double lse = -kInfinity;
+    std::vector<double> share;   ///< Of each part in the softmax's sum ...
+    std::vector<double> unsure;  ///< ... and what a conversion from another base may have moved its LSE by.
+  };
+  const auto merged_at = [&](int64_t b, int64_t h, int64_t i) {
+    Merged merged;
+    std::vector<double> lse;
+    double most = -kInfinity;
+    for (const size_t part : moment.parts) {
+      const Dense<float>& tensor = parts_.at(part).lse;
+      lse.push_back(conventions_.lse_to_natural(static_cast<double>(tensor.data[flat(tensor.shape, {b, h, i})])));
+      most = lse.back() > most || std::isnan(lse.back()) ? lse.back() : most;
+      merged.unsure.push_back(conventions_.lse_allowed(lse.back(), 0));
+    }
+    if (most == -kInfinity) {  // no part has a key: nothing to weigh
+      merged.share.assign(lse.size(), 0);
+      return merged;
+    }
+    double sum = 0;
+    for (const double x : lse) sum += std::exp(x - most);
+    for (const double x : lse) merged.share.push_back(std::exp(x - most) / sum);
+    merged.lse = most + std::log(sum);
+    return merged;
+  };
+  compare_rows(
+      s, "E2",
+      [&](const std::vector<int64_t>& index, size_t at) {
+        const Merged merged = merged_at(index[0], index[2], index[1]);
+        Element element{0, golden.output.value[at], static_cast<double>(golden.output.allowed[at])};
+        double largest = 0;
+        for (size_t k = 0; k < moment.parts.size(); ++k) {
+          if (merged.share[k] == 0) continue;  // an empty part, whose output may be NaN by declaration
+          const Dense<float>& tensor = parts_.at(moment.parts[k]).output;
+          const auto value = static_cast<double>(tensor.data[flat(tensor.shape, index)]);
+          element.got += merged.share[k] * value;
+          largest = std::max(largest, std::fabs(value));
+        }
+        for (size_t k = 0; k < moment.parts.size(); ++k) {
+          element.allowed += 2 * merged.share[k] * merged.unsure[k] * largest;
+        }
+        return element;
+      },
+      [&](const std::vector<int64_t>& index, size_t at) {
+        const Merged merged = merged_at(index[0], index[1], index[2]);
+        Element element{merged.lse, golden.lse.value[at], static_cast<double>(golden.lse.allowed[at])};
+        for (size_t k = 0; k < moment.parts.size(); ++k) element.allowed += merged.share[k] * merged.unsure[k];
+        return element;
+      });
+}
+
+bool Judge::is_empty(size_t s, const Row& row, int64_t head) const {
+  const Dense<float>& mask = inputs_.steps[s].mask;
+  if (mask.data.empty()) return row.begin == row.end;
+  for (int64_t j = row.begin; j < row.end; ++j) {
+    if (!hides(c_.problem, mask, row.sequence, head, row.index, j)) return false;
+  }
+  return true;
+}
+
+bool Judge::wants_nan(size_t s, const Row& row, int64_t head) const {
+  // A sink leaves no row without a weight.
+  if (!conventions_.empty_output_is_nan || c_.problem.sinks) return false;
+  if (c_.problem.level == Level::core) return is_empty(s, row, head);
+  for (int64_t h = 0; h < c_.problem.query_heads; ++h) {
+    if (is_empty(s, row, h)) return true;
+  }
+  return false;
+}
+
+std::vector<double> Judge::reach(const Moment& moment) const {
+  const Problem& p = c_.problem;
+  const DTypeInfo& codes = info(p.cache_dtype);
+  double scale = 0;
+  for (const float x : inputs_.value_scale.data) scale = std::max(scale, static_cast<double>(x));
+  std::vector<double> reach(static_cast<size_t>(p.batch), 0);
+  for (size_t b = 0; b < reach.size(); ++b) {
+    float most = 0;
+    for (const Token& token : moment.tokens[b]) {
+      const StepInputs& in = inputs_.steps[static_cast<size_t>(token.step)];
+      const int64_t width = p.kv_heads * p.v_head_dim;
+      const auto begin = in.value.data.begin() + (token.origin * in.value.shape[1] + token.index) * width;
+      for (auto v = begin; v != begin + width; ++v) most = std::max(most, std::fabs(*v));
+    }
+    reach[b] = static_cast<double>(most);
+    if (p.quantised()) {
+      // A code may be the larger neighbour.
+      const double step = p.kv_scale == KvScale::token ? reach[b] / codes.largest : scale;
+      reach[b] +=
+          reach[b] * codes.unit_roundoff + step * std::max(codes.half_subnormal, p.cache_dtype == DType::i8 ? 0.5 : 0);
+    }
+  }
+  // Weights, dequantised values and the result are each rounded to 16 bits.
+  for (double& most : reach) most *= 1.001 + 8 * info(p.dtype).unit_roundoff;
+  return reach;
 }
 
 /// Rows without a golden: written, finite, and (an average of values cannot leave their range) within the hull of the
@@ -256,27 +347,26 @@ void Judge::judge_unchecked_rows(size_t s, const StepOutcome& outcome) {
   const GoldenStep& golden = golden_.steps[s];
   if (golden.rows.size() / 2 == moment.rows.size()) return;
   const Problem& p = c_.problem;
-  std::vector<float> reach(static_cast<size_t>(p.batch), 0);
-  if (p.level == Level::core) {
-    for (size_t b = 0; b < reach.size(); ++b) {
-      for (const Token& token : moment.tokens[b]) {
-        const StepInputs& in = inputs_.steps[static_cast<size_t>(token.step)];
-        const int64_t width = p.kv_heads * p.v_head_dim;
-        const auto begin = in.value.data.begin() + (token.origin * in.value.shape[1] + token.index) * width;
-        for (auto v = begin; v != begin + width; ++v) reach[b] = std::max(reach[b], std::fabs(*v));
-      }
-    }
-  }
-  const auto width = static_cast<int64_t>(outcome.output.data.size()) / (p.batch * moment.max_queries);
+  const bool layer = p.level == Level::layer;
+  const std::vector<double> limit = layer ? std::vector<double>() : reach(moment);
+  const int64_t heads = layer ? 1 : p.query_heads;
+  const int64_t channels = layer ? p.d_model : p.v_head_dim;
   int64_t bad = 0;
   std::string first;
   for (const Row& row : moment.rows) {
-    const auto start = static_cast<size_t>((row.sequence * moment.max_queries + row.index) * width);
-    const float limit = reach[static_cast<size_t>(row.sequence)] * 1.001F;
-    for (size_t d = start; d < start + static_cast<size_t>(width); ++d) {
-      const float x = outcome.output.data[d];
-      if (std::isfinite(x) && (p.level == Level::layer || std::fabs(x) <= limit)) continue;
-      if (bad++ == 0) first = fmt::format("sequence {}, token {}: {}", row.sequence, row.index, x);
+    for (int64_t h = 0; h < heads; ++h) {
+      const bool nan = wants_nan(s, row, h);
+      const bool zero = !layer && !nan && is_empty(s, row, h);
+      const auto start = static_cast<size_t>(((row.sequence * moment.max_queries + row.index) * heads + h) * channels);
+      for (size_t d = start; d < start + static_cast<size_t>(channels); ++d) {
+        const float x = outcome.output.data[d];
+        const auto size = static_cast<double>(std::fabs(x));
+        const bool right = nan    ? std::isnan(x) && std::bit_cast<uint32_t>(x) != kUnwritten
+                           : zero ? x == 0
+                                  : std::isfinite(x) && (layer || size <= limit[static_cast<size_t>(row.sequence)]);
+        if (right) continue;
+        if (bad++ == 0) first = fmt::format("sequence {}, token {}: {}", row.sequence, row.index, x);
+      }
     }
   }
   if (p.lse) judge_unchecked_lse(s, outcome);
@@ -286,7 +376,7 @@ void Judge::judge_unchecked_rows(size_t s, const StepOutcome& outcome) {
             fmt::format("{} elements of rows are not finite or larger than every value they average; first {}", bad,
                         first));
     finding.bad = bad;
-    finding.total = static_cast<int64_t>(moment.rows.size()) * width;
+    finding.total = static_cast<int64_t>(moment.rows.size()) * heads * channels;
   }
 }
 
@@ -294,88 +384,17 @@ void Judge::judge_unchecked_lse(size_t s, const StepOutcome& outcome) {
   for (const Row& row : timeline_[s].rows) {
     for (int64_t h = 0; h < c_.problem.query_heads; ++h) {
       const float x = outcome.lse.data[flat(outcome.lse.shape, {row.sequence, h, row.index})];
-      const bool empty = row.begin == row.end && std::isinf(x) && x < 0;
-      if (std::isfinite(x) || empty) continue;
-      Finding& finding = add("invariant", "T4", s, "lse", "a row without a golden has no finite log-sum-exp");
+      const bool empty = !c_.problem.sinks && is_empty(s, row, h);
+      if (empty ? static_cast<double>(x) == conventions_.empty_lse() : std::isfinite(x)) continue;
+      Finding& finding = add("invariant", empty ? "M7" : "T4", s, "lse",
+                             empty ? "a row without a golden sees no key, but its log-sum-exp says otherwise"
+                                   : "a row without a golden has no finite log-sum-exp");
       finding.index = {row.sequence, h, row.index};
       finding.index_names = "sequence,head,token";
       finding.got = static_cast<double>(x);
       return;
     }
   }
-}
-
-void Judge::judge_cache(size_t s, const StepOutcome& outcome) {
-  if (c_.problem.cache == CacheKind::none) return;
-  const Moment& moment = timeline_[s];
-  for (size_t b = 0; b < moment.after.size(); ++b) {
-    if (outcome.after.lengths[b] != moment.after[b]) {
-      Finding& finding = add("length", "C2", s, "cache.lengths", "the length was not advanced by the appended tokens");
-      finding.index = {static_cast<int64_t>(b)};
-      finding.index_names = "sequence";
-      finding.got = static_cast<double>(outcome.after.lengths[b]);
-      finding.wanted = static_cast<double>(moment.after[b]);
-      break;
-    }
-  }
-  const StepInputs& in = inputs_.steps[s];
-  judge_cache_tensor(s, "cache.key", outcome.before.key, outcome.after.key, in.key, golden_.steps[s].cache_key);
-  judge_cache_tensor(s, "cache.value", outcome.before.value, outcome.after.value, in.value,
-                     golden_.steps[s].cache_value);
-}
-
-void Judge::judge_cache_tensor(size_t s, const char* name, const Dense<float>& before, const Dense<float>& after,
-                               const Dense<float>& input, const GoldenTensor& golden) {
-  const Moment& moment = timeline_[s];
-  const auto slot = static_cast<size_t>(after.shape[2] * after.shape[3]);
-  const auto capacity = static_cast<size_t>(after.shape[1]);
-  // C5, T3: all but the appended slots stay as they were, bit for bit.
-  const auto changed = [&](size_t e) {
-    if (same_bits(before.data[e], after.data[e])) return false;
-    const auto b = static_cast<int64_t>(e / (capacity * slot));
-    const auto position = static_cast<int64_t>(e / slot % capacity);
-    const auto sequence = static_cast<size_t>(b);
-    const bool appended = position >= moment.before[sequence] && position < moment.after[sequence];
-    if (appended) return false;
-    const bool cached = position < moment.before[sequence];
-    Finding& finding = add("cache", cached ? "C5" : "T3", s, name,
-                           cached ? "a token that was cached before this step has changed"
-                                  : "a slot that no token was appended to was written");
-    finding.index = {b, position, static_cast<int64_t>(e % slot) / after.shape[3],
-                     static_cast<int64_t>(e) % after.shape[3]};
-    finding.index_names = "sequence,slot,head,channel";
-    finding.got = static_cast<double>(after.data[e]);
-    finding.wanted = static_cast<double>(before.data[e]);
-    return true;
-  };
-  for (size_t e = 0; e < after.data.size() && !changed(e);) ++e;
-  // C1: the step's tokens lie where they belong: exactly what was given, or (L4) its projection within the allowed
-  // error.
-  Comparison comparison(s, name, "sequence,slot,head,channel");
-  size_t golden_at = 0;
-  for (const auto& sequence : moment.incoming) {
-    for (const Token& token : sequence) {
-      const auto source = static_cast<size_t>(token.origin * moment.max_keys + token.index) * slot;
-      for (int64_t h = 0; h < after.shape[2]; ++h) {
-        for (int64_t d = 0; d < after.shape[3]; ++d) {
-          const std::vector<int64_t> index{token.origin, token.position, h, d};
-          const float got = after.data[flat(after.shape, index)];
-          const auto element = static_cast<size_t>(h * after.shape[3] + d);
-          if (golden.empty()) {
-            const float wanted = input.data[source + element];
-            comparison.add(got, static_cast<double>(wanted), std::numeric_limits<double>::denorm_min(), index,
-                           got == wanted && !same_bits(got, wanted));
-          } else {
-            comparison.add(got, golden.value[golden_at + element],
-                           static_cast<double>(golden.allowed[golden_at + element]), index);
-          }
-        }
-      }
-      golden_at += slot;
-    }
-  }
-  // An exact copy has no error to relate; it enters the worst ratio only where it is wrong.
-  if (!golden.empty() || comparison.bad > 0) close(comparison, golden.empty() ? "C1" : "L4");
 }
 
 }  // namespace attest

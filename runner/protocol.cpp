@@ -20,8 +20,8 @@ namespace {
 constexpr std::array<std::string_view, 5> kStatusNames{"ok", "unsupported", "invalid", "overflow", "error"};
 
 DType dtype_named(std::string_view name, const std::string& place) {
-  for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16, DType::i32, DType::u8}) {
-    if (info(dtype).name == name) return dtype;
+  for (int d = 0; d < kDTypeCount; ++d) {
+    if (info(static_cast<DType>(d)).name == name) return static_cast<DType>(d);
   }
   throw Error::at(place, "got \"{}\", wanted a dtype", name);
 }

@@ -42,7 +42,8 @@ inline constexpr size_t kMaxRank = 16;
 inline constexpr size_t kMaxMessage = 2000;
 
 namespace op {
-inline constexpr std::string_view open = "open", prepare = "prepare", run = "run", release = "release", close = "close";
+inline constexpr std::string_view open = "open", prepare = "prepare", run = "run", run_together = "run_together",
+                                  release = "release", close = "close";
 }  // namespace op
 
 namespace field {
@@ -59,6 +60,8 @@ inline constexpr const char* upload = "upload";
 inline constexpr const char* download = "download";
 inline constexpr const char* max_query_length = "max_query_length";
 inline constexpr const char* max_total_length = "max_total_length";
+inline constexpr const char* runs = "runs";
+inline constexpr const char* replies = "replies";
 inline constexpr const char* status = "status";
 inline constexpr const char* message = "message";
 inline constexpr const char* seconds = "seconds";

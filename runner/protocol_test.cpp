@@ -188,6 +188,10 @@ TEST_CASE("tensors survive the journey, bent ones too") {
   tensor.shape = {};
   tensor.strides = {};
   CHECK(same(journey(tensor), tensor));
+  for (int d = 0; d < kDTypeCount; ++d) {
+    tensor.dtype = static_cast<DType>(d);
+    CHECK(same(journey(tensor), tensor));
+  }
 }
 
 TEST_CASE("tensors outside of the memory are refused with their place") {

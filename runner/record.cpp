@@ -134,6 +134,9 @@ RunRecord run_from_json(Fields& fields) {
   run.backend_version = fields.required<std::string>("backend_version");
   run.backend_description = fields.required<std::string>("backend_description");
   run.device = fields.required<std::string>("device");
+  if (fields.has("declarations")) {
+    run.conventions = conventions_from_json(fields.at("declarations"), fields.place("declarations"));
+  }
   run.library = fields.required<std::string>("library");
   for (const auto& [key, value] : fields.object("options").items()) {
     run.options[key] = json_to<std::string>(value, fields.place("options") + "." + key);
@@ -193,25 +196,29 @@ std::string_view name(Status status) {
 Json to_json(const RunRecord& run) {
   Json options = Json::object();
   for (const auto& [key, value] : run.options) options[utf8(key)] = utf8(value);
-  return {{"record", "run"},
-          {"schema", kSchema},
-          {"attest_version", utf8(run.attest_version)},
-          {"suite_hash", utf8(run.suite_hash)},
-          {"backend", utf8(run.backend)},
-          {"backend_version", utf8(run.backend_version)},
-          {"backend_description", utf8(run.backend_description)},
-          {"device", utf8(run.device)},
-          {"library", utf8(run.library)},
-          {"options", std::move(options)},
-          {"host", utf8(run.host)},
-          {"cpu", utf8(run.cpu)},
-          {"started", utf8(run.started)},
-          {"cores", run.cores},
-          {"jobs", run.jobs},
-          {"profiles", strings(run.profiles)},
-          {"subset", run.subset},
-          {"planned", run.planned},
-          {"plan_hash", utf8(run.plan_hash)}};
+  Json json{{"record", "run"},
+            {"schema", kSchema},
+            {"attest_version", utf8(run.attest_version)},
+            {"suite_hash", utf8(run.suite_hash)},
+            {"backend", utf8(run.backend)},
+            {"backend_version", utf8(run.backend_version)},
+            {"backend_description", utf8(run.backend_description)},
+            {"device", utf8(run.device)},
+            {"library", utf8(run.library)},
+            {"options", std::move(options)},
+            {"host", utf8(run.host)},
+            {"cpu", utf8(run.cpu)},
+            {"started", utf8(run.started)},
+            {"cores", run.cores},
+            {"jobs", run.jobs},
+            {"profiles", strings(run.profiles)},
+            {"subset", run.subset},
+            {"planned", run.planned},
+            {"plan_hash", utf8(run.plan_hash)}};
+  if (Json declarations = to_json(run.conventions); !declarations.empty()) {
+    json["declarations"] = std::move(declarations);
+  }
+  return json;
 }
 
 Json to_json(const CaseRecord& record) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cases/json.h"
+#include "runner/conventions.h"
 
 namespace attest {
 
@@ -23,7 +24,8 @@ std::string_view name(Status status);
 
 /// One thing that is wrong with a case, first in the order of spec/conformance.md.
 struct Finding {
-  std::string kind;    ///< status, guard, input, unwritten, nan, value, cache, length, invariant, refusal, message
+  std::string kind;    ///< status, guard, input, unwritten, nan, value, cache, length, invariant, refusal, message,
+                       ///< bitwise
   std::string clause;  ///< Clause of spec/attention.md that it breaks.
   int64_t step = 0;    ///< Index of the case's step.
   std::string tensor;  ///< output, lse, cache.key, ...
@@ -60,7 +62,9 @@ struct CaseRecord {
 struct RunRecord {
   std::string attest_version;
   std::string suite_hash;  ///< First 12 hex digits over the goldens' manifest.
-  std::string backend, backend_version, backend_description, device, library;
+  std::string backend, backend_version, backend_description, device;
+  Conventions conventions;  ///< What the backend declares.
+  std::string library;
   std::map<std::string, std::string> options;
   std::string host, cpu, started;  ///< started: ISO 8601, UTC.
   int64_t cores = 0, jobs = 0;

@@ -46,6 +46,8 @@ RunRecord sample_run() {
   run.backend_version = "1.0";
   run.backend_description = "plain loops";
   run.device = "cpu";
+  run.conventions.lse_is_base_2 = true;
+  run.conventions.determinism = {"d0", "d3"};
   run.library = "/opt/mine.so";
   run.options = {{"threads", "2"}};
   run.host = "builder";
@@ -106,6 +108,8 @@ TEST_CASE("records survive a round trip, what is not finite included") {
 
   CHECK(to_json(records.run) == to_json(sample_run()));
   CHECK(records.run.options.at("threads") == "2");
+  CHECK(records.run.conventions.lse_is_base_2);
+  CHECK(records.run.conventions.determinism == std::set<std::string>{"d0", "d3"});
   REQUIRE(records.cases.size() == 1);
   const CaseRecord& got = records.cases[0];
   CHECK(to_json(got) == to_json(wanted));
@@ -141,6 +145,9 @@ TEST_CASE("optional fields are absent, not null") {
   CHECK_FALSE(json.contains("worst_ratio"));
   CHECK_FALSE(json.contains("error_map"));
   CHECK_FALSE(json["findings"][0].contains("got"));
+  RunRecord run = sample_run();
+  run.conventions = {};
+  CHECK_FALSE(to_json(run).contains("declarations"));
 }
 
 TEST_CASE("a backend's bytes cannot stop a record from being written") {

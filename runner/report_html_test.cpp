@@ -60,6 +60,19 @@ TEST_CASE("HTML: one well-formed page that fetches nothing") {
   CHECK(python(kReader, html_report(Records{})) == "well-formed, 0 links\n");
 }
 
+TEST_CASE("every report names the conventions that were declared") {
+  Records records = test_records("records_certified");
+  CHECK_FALSE(contains(html_report(records), "declared conventions"));
+  records.run.conventions.empty_lse_is_positive = true;
+  records.run.conventions.determinism = {"d0", "d1"};
+  const std::string line = "under declared conventions: empty_lse +inf";
+  CHECK(contains(html_report(records), line));
+  CHECK(contains(html_report(records), "empty_lse +inf, determinism d0 d1"));
+  CHECK(contains(certificate(records).line, line));  // with which the console ends
+  CHECK(contains(markdown_report(records), "under declared conventions: empty"));
+  CHECK(contains(markdown_report(records), "|Declares|"));
+}
+
 TEST_CASE("HTML: the verdict stands at the top") {
   CHECK(contains(html_report(test_records("records_certified")), "<span class=\"verdict\">CERTIFIED</span>"));
   CHECK(contains(html_report(test_records("records_failing")), "<span class=\"verdict\">NOT CERTIFIED</span>"));

@@ -173,6 +173,11 @@ std::vector<std::pair<std::string, std::string>> run_facts(const Records& record
     options += fmt::format("{}{}={}", options.empty() ? "" : " ", key, value);
   add("Options", options);
   add("Device", run.device);
+  std::vector<std::string> declared = alternatives(run.conventions);
+  if (!run.conventions.determinism.empty()) {
+    declared.push_back(fmt::format("determinism {}", fmt::join(run.conventions.determinism, " ")));
+  }
+  add("Declares", fmt::format("{}", fmt::join(declared, ", ")));
   add("Suite", run.attest_version + (run.suite_hash.empty() ? "" : " (" + run.suite_hash + ")"));
   add("Profiles", run.profiles.empty() ? "every profile that the backend claims"
                                        : fmt::format("{}", fmt::join(run.profiles, ", ")));

@@ -138,6 +138,16 @@ Reply read_reply(Fields& fields, bool timed) {
   return reply;
 }
 
+// What `run` and each run of `run_together` say of a step.
+Json run_fields(const RunRequest& request, int64_t plan) {
+  return {{field::plan, plan},
+          {field::tensors, protocol::to_json(request.tensors)},
+          {field::max_query_length, request.max_query_length},
+          {field::max_total_length, request.max_total_length},
+          {field::upload, request.upload},
+          {field::download, request.download}};
+}
+
 std::string not_as_agreed(const Error& error) {
   return fmt::format("not as agreed: {}", protocol::printable(error.what(), 300));
 }
@@ -397,14 +407,38 @@ Worker::Result<Reply> Worker::prepare(const Problem& problem, const Arena& arena
 }
 
 Worker::Result<Reply> Worker::run(const RunRequest& request, Duration limit, int64_t plan) {
-  return ask({{field::op, op::run},
-              {field::plan, plan},
-              {field::tensors, protocol::to_json(request.tensors)},
-              {field::max_query_length, request.max_query_length},
-              {field::max_total_length, request.max_total_length},
-              {field::upload, request.upload},
-              {field::download, request.download}},
-             std::nullopt, limit, true);
+  Json json = run_fields(request, plan);
+  json[field::op] = op::run;
+  return ask(std::move(json), std::nullopt, limit, true);
+}
+
+Worker::Result<std::vector<Reply>> Worker::run_together(const std::map<int64_t, RunRequest>& requests, Duration limit) {
+  const Clock::time_point start = Clock::now();
+  Json runs = Json::array();
+  for (const auto& [plan, request] : requests) runs.push_back(run_fields(request, plan));
+  const Result<Json> json = call({{field::op, op::run_together}, {field::runs, std::move(runs)}}, std::nullopt, limit);
+  if (!json) return tl::unexpected(json.error());
+  try {
+    Fields fields(*json, "reply");
+    const Reply whole = read_reply(fields, false);
+    if (whole.status != ATTEST_OK)
+      return fail(WorkerFailure::Kind::garbage, "it cannot run together: " + whole.message);
+    const Json& list = fields.array(field::replies);
+    fields.finish();
+    if (list.size() != requests.size()) {
+      throw Error::at(fields.place(field::replies), "got {}, wanted {}", list.size(), requests.size());
+    }
+    std::vector<Reply> replies;
+    for (size_t i = 0; i < list.size(); ++i) {
+      Fields one(list[i], fmt::format("{}[{}]", fields.place(field::replies), i));
+      replies.push_back(read_reply(one, true));
+      one.finish();
+      replies.back().elapsed = seconds(Clock::now() - start);
+    }
+    return replies;
+  } catch (const Error& error) {
+    return fail(WorkerFailure::Kind::garbage, not_as_agreed(error));
+  }
 }
 
 Worker::Result<Reply> Worker::release(Duration limit, int64_t plan) {

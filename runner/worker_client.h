@@ -94,6 +94,9 @@ class Worker {
   Result<Reply> prepare(const Problem& problem, const Arena& arena, const protocol::Tensors& tensors, Duration limit,
                         int64_t plan = 0);
   Result<Reply> run(const RunRequest& request, Duration limit, int64_t plan = 0);
+  /// One step of each of these plans, all of them at the same time. A reply each, in their order; none is evidence of
+  /// more than the status. An empty list of replies does not come back: what the worker itself refuses is a failure.
+  Result<std::vector<Reply>> run_together(const std::map<int64_t, RunRequest>& requests, Duration limit);
   Result<Reply> release(Duration limit, int64_t plan = 0);
   /// Lets the backend close in order and waits for the end of the process; anything but exit code 0 is a failure.
   Result<Reply> close(Duration limit);

@@ -167,7 +167,7 @@ TEST_CASE("a case from open to close") {
   CHECK_THAT(opened->description, StartsWith("the template"));
   CHECK(opened->device == "cpu");
   CHECK(opened->abi_version == ATTEST_ABI_VERSION);
-  CHECK(opened->declarations == Json::object());
+  CHECK(opened->declarations == Json::parse(name == "hostile" ? R"({"determinism": ["d0", "d1"]})" : "{}"));
 
   REQUIRE(worker.prepare(play.problem, play.arena, {}, kLimit)->status == ATTEST_OK);
   const auto sentinel = play.arena.snapshot(play.at("output"));
@@ -306,6 +306,73 @@ TEST_CASE("several plans are told apart by number") {
   CHECK(worker.run(two.request(), kLimit, 7)->status == ATTEST_ERROR);
   check_first_step(one);
   CHECK(worker.run(one.request(), kLimit)->status == ATTEST_OK);
+}
+
+TEST_CASE("steps of several plans run at the same time") {
+  const auto name = GENERATE(as<std::string>{}, "hostile", "detached");
+  Play one;
+  Play two;
+  Worker worker = fresh();
+  prepare(worker, one, backend(name), {});
+  REQUIRE(worker.prepare(two.problem, two.arena, {}, kLimit, 7)->status == ATTEST_OK);
+  RunRequest malformed = two.request();
+  malformed.tensors["query"].shape[3] = 3;
+  auto replies = worker.run_together({{0, one.request()}, {7, malformed}}, kLimit);
+  REQUIRE(replies);
+  REQUIRE(replies->size() == 2);
+  CHECK((*replies)[0].status == ATTEST_OK);
+  CHECK((*replies)[0].seconds > 0);
+  CHECK((*replies)[1].status == ATTEST_INVALID);
+  CHECK_THAT((*replies)[1].message, ContainsSubstring("query"));
+  check_first_step(one);
+  replies = worker.run_together({{7, two.request()}}, kLimit);
+  REQUIRE(replies);
+  CHECK((*replies)[0].status == ATTEST_OK);
+  check_first_step(two);
+  // What the worker itself refuses is no reply of a backend.
+  const auto unknown = worker.run_together({{0, one.request()}, {8, two.request()}}, kLimit);
+  REQUIRE_FALSE(unknown);
+  CHECK(unknown.error().kind == Kind::garbage);
+  CHECK_THAT(unknown.error().text, ContainsSubstring("runs[1].plan: got 8, which is not prepared"));
+}
+
+TEST_CASE("calls that run together are in the backend at the same time") {
+  Play one;
+  Play two;
+  Worker worker = fresh();
+  prepare(worker, one, backend("hostile"), {{"fault", "overlap"}});
+  REQUIRE(worker.prepare(two.problem, two.arena, {}, kLimit, 1)->status == ATTEST_OK);
+  REQUIRE(worker.run_together({{0, one.request()}, {1, two.request()}}, kLimit));
+  const auto last = [](const Play& play) { return play.arena.gather<float>(play.at("output"))[18]; };
+  CHECK(last(one) + last(two) > 4.5F);  // 2 + 2, but for the one that saw the other and added to it
+}
+
+TEST_CASE("a plan that is asked to run twice at once is refused") {
+  Play play;
+  Worker worker = fresh();
+  prepare(worker, play, backend("hostile"), {});
+  const Json run{{"plan", 0},
+                 {"tensors", protocol::to_json(play.request().tensors)},
+                 {"upload", Json::array()},
+                 {"download", Json::array()},
+                 {"max_query_length", 2},
+                 {"max_total_length", 2}};
+  const auto reply = worker.call({{"op", "run_together"}, {"runs", {run, run}}}, std::nullopt, kLimit);
+  REQUIRE(reply);
+  CHECK((*reply)["status"] == "error");
+  CHECK_THAT((*reply)["message"].get<std::string>(), ContainsSubstring("request.runs[1].plan: got 0 twice"));
+  CHECK_FALSE(reply->contains("replies"));
+}
+
+TEST_CASE("a crash among calls that run together is the worker's end") {
+  Play one;
+  Play two;
+  Worker worker = fresh();
+  prepare(worker, one, backend("hostile"), {{"fault", "abort"}});
+  REQUIRE(worker.prepare(two.problem, two.arena, {}, kLimit, 1)->status == ATTEST_OK);
+  const auto replies = worker.run_together({{0, one.request()}, {1, two.request()}}, kLimit);
+  REQUIRE_FALSE(replies);
+  CHECK(replies.error().text == "killed by SIGABRT");
 }
 
 TEST_CASE("requests out of order are answered, not obeyed") {
@@ -608,6 +675,27 @@ TEST_CASE("replies of any other program are judged") {
     garbage(run(",\"seconds\":-1"), "reply.seconds: got -1");
     garbage(run(",\"seconds\":\"1\""), "reply.seconds: got \"1\"");
     garbage(run(",\"seconds\":1e999"), "");
+  }
+  SECTION("runs together have a reply each") {
+    const auto together = [&](const std::string& replies) {
+      Worker worker = shell("request; frame '{\"nonce\":\"'$nonce'\",\"status\":\"ok\",\"message\":\"\"" + replies +
+                            "}'; sleep 100");
+      return worker.run_together({{0, RunRequest()}, {1, RunRequest()}}, kLimit);
+    };
+    const std::string one = R"({"status":"ok","message":"","seconds":0})";
+    const auto good = together(",\"replies\":[" + one + "," + one + "]");
+    REQUIRE(good);
+    CHECK(good->size() == 2);
+    const auto bad = [&](const std::string& replies, const std::string& words) {
+      const auto result = together(replies);
+      REQUIRE_FALSE(result);
+      CHECK(result.error().kind == Kind::garbage);
+      CHECK_THAT(result.error().text, ContainsSubstring(words));
+    };
+    bad("", "\"replies\" is missing");
+    bad(",\"replies\":1", "wanted an array");
+    bad(",\"replies\":[" + one + "]", "reply.replies: got 1, wanted 2");
+    bad(",\"replies\":[" + one + R"(,{"status":"ok","message":""}])", "\"seconds\" is missing");
   }
 }
 

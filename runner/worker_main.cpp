@@ -12,10 +12,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <latch>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -154,35 +156,56 @@ class Plan {
     if (plan_ != nullptr) ask([&](attest_message*) { return library_.table().release(plan_), ATTEST_OK; });
   }
 
-  // The answer and the seconds it took.
-  std::pair<Answer, double> run(Fields& request) {
-    const std::string place = request.place(field::tensors);
-    const protocol::Tensors tensors = protocol::tensors_from_json(request.at(field::tensors), place, mapping_.bytes());
-    StepArguments step(request.required<int64_t>(field::max_query_length),
-                       request.required<int64_t>(field::max_total_length));
-    const std::vector<protocol::Tensor> upload = named(request, field::upload, tensors);
-    const std::vector<protocol::Tensor> download = named(request, field::download, tensors);
-    request.finish();
-
-    std::vector<std::unique_ptr<TensorArgument>> arguments;
-    for (const auto& [name, tensor] : tensors) {
-      auto& argument =
-          arguments.emplace_back(std::make_unique<TensorArgument>(tensor, blocks_.at(tensor), library_.device_type()));
-      if (!step.set(name, argument->get())) throw Error::at(place, "a step has no tensor \"{}\"", name);
+  // A step of this plan: its arguments, and the blocks to be copied around it.
+  class Step {
+   public:
+    Step(Plan& plan, Fields& request)
+        : plan_(plan),
+          arguments_(request.required<int64_t>(field::max_query_length),
+                     request.required<int64_t>(field::max_total_length)) {
+      const std::string place = request.place(field::tensors);
+      const protocol::Tensors tensors =
+          protocol::tensors_from_json(request.at(field::tensors), place, plan.mapping_.bytes());
+      upload_ = named(request, field::upload, tensors);
+      download_ = named(request, field::download, tensors);
+      request.finish();
+      for (const auto& [name, tensor] : tensors) {
+        auto& argument = tensors_.emplace_back(
+            std::make_unique<TensorArgument>(tensor, plan.blocks_.at(tensor), plan.library_.device_type()));
+        if (!arguments_.set(name, argument->get())) throw Error::at(place, "a step has no tensor \"{}\"", name);
+      }
     }
-    for (const protocol::Tensor& tensor : upload) blocks_.upload(tensor);
 
-    const auto start = protocol::Clock::now();
-    Answer answer = ask([&](attest_message* m) { return library_.table().run(plan_, step.get(), m); });
-    // After a refusal too: it may have come after some work was queued, which the download must show.
-    if (library_.has_device_memory()) {
-      const Answer synchronised = ask([&](attest_message* m) { return library_.table().synchronize(context_, m); });
-      if (synchronised.status != ATTEST_OK && answer.status == ATTEST_OK) answer = synchronised;
+    void upload() {
+      for (const protocol::Tensor& tensor : upload_) plan_.blocks_.upload(tensor);
     }
-    const double seconds = std::chrono::duration<double>(protocol::Clock::now() - start).count();
-    for (const protocol::Tensor& tensor : download) blocks_.download(tensor);
-    return {answer, seconds};
-  }
+    void download() {
+      for (const protocol::Tensor& tensor : download_) plan_.blocks_.download(tensor);
+    }
+    // The backend's part, which threads may do for several plans at once. Throws nothing.
+    void call() {
+      const BackendLibrary& library = plan_.library_;
+      const auto start = protocol::Clock::now();
+      answer_ = ask([&](attest_message* m) { return library.table().run(plan_.plan_, arguments_.get(), m); });
+      // After a refusal too: it may have come after some work was queued, which the download must show.
+      if (library.has_device_memory()) {
+        const Answer synchronised =
+            ask([&](attest_message* m) { return library.table().synchronize(plan_.context_, m); });
+        if (synchronised.status != ATTEST_OK && answer_.status == ATTEST_OK) answer_ = synchronised;
+      }
+      seconds_ = std::chrono::duration<double>(protocol::Clock::now() - start).count();
+    }
+    [[nodiscard]] const Answer& answer() const { return answer_; }
+    [[nodiscard]] double seconds() const { return seconds_; }
+
+   private:
+    Plan& plan_;
+    StepArguments arguments_;
+    std::vector<std::unique_ptr<TensorArgument>> tensors_;
+    std::vector<protocol::Tensor> upload_, download_;
+    Answer answer_;
+    double seconds_ = 0;
+  };
 
  private:
   static std::vector<protocol::Tensor> named(Fields& request, const char* list, const protocol::Tensors& tensors) {
@@ -232,25 +255,69 @@ class Session {
     if (name == op::open) return open(fields, reply);
     if (name == op::close) return close(fields);
     if (name == op::run) reply[field::seconds] = 0.0;  // there in every reply to run, refusals included
-    if (name != op::prepare && name != op::run && name != op::release) {
+    if (name != op::prepare && name != op::run && name != op::run_together && name != op::release) {
       throw Error::at(fields.place(field::op), "got \"{}\", which this worker does not know", name);
     }
     if (context_ == nullptr) throw Error("request: no backend is open");
+    if (name == op::run_together) return run_together(fields, reply);
     const auto number = fields.required<int64_t>(field::plan);
     if (name == op::prepare) {
       plans_.erase(number);
       plans_.emplace(number, std::make_unique<Plan>(*library_, context_, fields, memory));
       return {ATTEST_OK, ""};
     }
-    const auto plan = plans_.find(number);
-    if (plan == plans_.end()) throw Error::at(fields.place(field::plan), "got {}, which is not prepared", number);
     if (name == op::run) {
-      auto [answer, seconds] = plan->second->run(fields);
-      reply[field::seconds] = seconds;
-      return answer;
+      Plan::Step step(plan(fields, number), fields);
+      step.upload();
+      step.call();
+      step.download();
+      reply[field::seconds] = step.seconds();
+      return step.answer();
     }
     fields.finish();
-    plans_.erase(plan);
+    plan(fields, number);
+    plans_.erase(number);
+    return {ATTEST_OK, ""};
+  }
+
+  Plan& plan(const Fields& fields, int64_t number) {
+    const auto found = plans_.find(number);
+    if (found == plans_.end()) throw Error::at(fields.place(field::plan), "got {}, which is not prepared", number);
+    return *found->second;
+  }
+
+  // Steps of several plans, each in a thread of its own. All arguments are there and all threads are up before the
+  // first call is made, so that the calls overlap.
+  Answer run_together(Fields& fields, Json& reply) {
+    std::map<int64_t, std::unique_ptr<Plan::Step>> steps;
+    std::vector<Plan::Step*> order;
+    const Json& runs = fields.array(field::runs);
+    fields.finish();
+    for (size_t i = 0; i < runs.size(); ++i) {
+      Fields run(runs[i], fmt::format("{}[{}]", fields.place(field::runs), i));
+      const auto number = run.required<int64_t>(field::plan);
+      auto& step = steps[number];
+      if (step != nullptr) throw Error::at(run.place(field::plan), "got {} twice; a plan runs in one thread", number);
+      step = std::make_unique<Plan::Step>(plan(run, number), run);
+      order.push_back(step.get());
+    }
+    for (Plan::Step* step : order) step->upload();
+    std::latch start(static_cast<std::ptrdiff_t>(order.size()));
+    std::vector<std::thread> threads;
+    for (Plan::Step* step : order) {
+      threads.emplace_back([&start, step] {
+        start.arrive_and_wait();
+        step->call();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    reply[field::replies] = Json::array();
+    for (Plan::Step* step : order) {
+      step->download();
+      reply[field::replies].push_back({{field::status, protocol::name_of(step->answer().status).value()},
+                                       {field::message, step->answer().message},
+                                       {field::seconds, step->seconds()}});
+    }
     return {ATTEST_OK, ""};
   }
 
