@@ -49,8 +49,11 @@ void add_inputs(SafetensorsWriter& writer, const Inputs& inputs) {
     tensors.emplace_back(fmt::format("input.step{}.query", i), &step.query);
     tensors.emplace_back(fmt::format("input.step{}.key", i), &step.key);
     tensors.emplace_back(fmt::format("input.step{}.value", i), &step.value);
+    tensors.emplace_back(fmt::format("input.step{}.mask", i), &step.mask);
   }
   for (const auto& [name, tensor] : named(inputs.weights)) tensors.emplace_back(std::string("input.") + name, tensor);
+  tensors.emplace_back("input.key_scale", &inputs.key_scale);
+  tensors.emplace_back("input.value_scale", &inputs.value_scale);
   for (const auto& [name, tensor] : tensors) bytes += tensor->data.size() * sizeof(float);
   if (bytes > kStoredInputs) return;
   for (const auto& [name, tensor] : tensors) {
@@ -67,9 +70,14 @@ std::vector<int32_t> wanted_rows(const Case& c, const Moment& moment) {
   return rows;
 }
 
+/// Whether the cache holds something that has to be computed first.
+bool caches_results(const Problem& p) {
+  return p.cache != CacheKind::none && (p.transforms_keys() || p.transforms_values());
+}
+
 std::vector<int32_t> wanted_tokens(const Case& c, const Moment& moment) {
   std::vector<int32_t> tokens;
-  if (c.problem.level == Level::core || c.problem.cache == CacheKind::none || moment.rows.empty()) return tokens;
+  if (!caches_results(c.problem) || moment.rows.empty()) return tokens;
   for (const auto& sequence : moment.incoming) {
     for (const Token& token : sequence) {
       tokens.push_back(static_cast<int32_t>(token.origin));
@@ -151,6 +159,8 @@ std::string encode(const Case& c, const Inputs& inputs, const Golden& golden) {
     }
     add(writer, name + "cache.key", step.cache_key);
     add(writer, name + "cache.value", step.cache_value);
+    add(writer, name + "cache.key_scale", step.key_scale);
+    add(writer, name + "cache.value_scale", step.value_scale);
   }
   add_inputs(writer, inputs);
   return writer.bytes();
@@ -191,8 +201,15 @@ Golden load_golden(const fs::path& root, const Manifest& manifest, const Case& c
     if (file.has(name + "tokens")) {
       step.tokens = file.read<int32_t>(name + "tokens", DType::i32);
       const auto tokens = static_cast<int64_t>(step.tokens.size() / 2);
-      step.cache_key = read_tensor(file, name + "cache.key", place, {tokens, p.kv_heads, p.qk_head_dim});
-      step.cache_value = read_tensor(file, name + "cache.value", place, {tokens, p.kv_heads, p.v_head_dim});
+      const auto read = [&](bool wanted, GoldenTensor& tensor, const std::string& key,
+                            const std::vector<int64_t>& shape) {
+        if (wanted) tensor = read_tensor(file, name + key, place, shape);
+      };
+      const bool scales = p.kv_scale == KvScale::token;
+      read(p.transforms_keys(), step.cache_key, "cache.key", {tokens, p.kv_heads, p.qk_head_dim});
+      read(p.transforms_values(), step.cache_value, "cache.value", {tokens, p.kv_heads, p.v_head_dim});
+      read(scales, step.key_scale, "cache.key_scale", {tokens, p.kv_heads});
+      read(scales, step.value_scale, "cache.value_scale", {tokens, p.kv_heads});
     }
     // A golden that covers less than its case asks for would let anything pass.
     if (step.rows != wanted_rows(c, timeline[i]) || step.tokens != wanted_tokens(c, timeline[i])) {

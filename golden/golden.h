@@ -32,12 +32,15 @@ struct GoldenTensor {
 
 /// The goldens of one step; empty for steps that are no attend or must be refused.
 struct GoldenStep {
-  std::vector<int32_t> rows;    ///< [R][2]: sequence and query index of every checked row.
-  GoldenTensor output;          ///< Core [R, Hq, Dv]; layer [R, d_model].
-  GoldenTensor lse;             ///< [R, Hq] if the problem wants it.
-  std::vector<int32_t> tokens;  ///< [T][2], layer level with a cache: sequence and key index of every appended token.
-  GoldenTensor cache_key;       ///< [T, Hk, Dk]
-  GoldenTensor cache_value;     ///< [T, Hk, Dv]
+  std::vector<int32_t> rows;  ///< [R][2]: sequence and query index of every checked row.
+  GoldenTensor output;        ///< Core [R, Hq, Dv]; layer [R, d_model].
+  GoldenTensor lse;           ///< [R, Hq] if the problem wants it.
+  std::vector<int32_t>
+      tokens;              ///< [T][2], a cache that holds no copies: sequence and key index of every appended token.
+  GoldenTensor cache_key;  ///< [T, Hk, Dk] if keys are transformed (Problem::transforms_keys). Of codes their numbers.
+  GoldenTensor cache_value;  ///< [T, Hk, Dv] likewise.
+  GoldenTensor key_scale;    ///< [T, Hk] of a quantised cache with a scale per token. A zero vector's allows anything.
+  GoldenTensor value_scale;  ///< [T, Hk]
 };
 
 struct Golden {

@@ -4,12 +4,22 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
+#include <tuple>
+
+#include "cases/quantise.h"
+#include "cases/storage.h"
+#include "golden/heads.h"
+#include "golden/rope.h"
+#include "golden/tolerance.h"
 
 namespace attest {
 namespace {
 
 constexpr int kRuns = 128;
 constexpr double kUnit = 0x1p-24;
+constexpr double kUniform = 0.5772;  // standard deviation of a number uniform on [-1, 1]
+constexpr slong kPrecision = 128;    // of RoPE's angles, which are taken from the oracle
 
 /// exp for x <= 0, from IEEE operations alone: the C library's may differ in the last bit between machines.
 double portable_exp(double x) {
@@ -51,6 +61,11 @@ class Noise {
   }
   /// x after one rounding: uniform on +-u has a standard deviation of u / sqrt(3).
   double rounded(double x, double roundings = 1) { return x * (1 + kUnit * 0.5773502691896258 * roundings * draw()); }
+
+  /// x after it was stored in 16 bits.
+  double stored(double x, const DTypeInfo& dtype) {
+    return x + (dtype.unit_roundoff * std::fabs(x) + dtype.half_subnormal) * kUniform * draw();
+  }
 
   /// sum_i a_i b_i (+ start) as a sequential f32 loop would get it: products and partial sums are rounded, and the
   /// errors of independent roundings add up to one draw with the sum of their variances. A loop may run either way, and
@@ -94,10 +109,19 @@ class NoisyLayer {
         bv_(widen(inputs.weights.v_bias)),
         bo_(widen(inputs.weights.out_bias)),
         scale_(p_.scale.value_or(1 / std::sqrt(static_cast<double>(p_.qk_head_dim)))),
-        slopes_(alibi_slopes()) {}
+        slopes_(alibi_slopes()),
+        q_norm_(widen(inputs.weights.q_norm)),
+        k_norm_(widen(inputs.weights.k_norm)),
+        half_(is_half(p_.dtype)),
+        rope_(p_.rope, kPrecision, fmt::format("{}: {}.problem.rope", c.file.string(), c.id)) {}
 
+  /// The run without noise comes first.
   std::vector<LayerSpread::Step> run(const Timeline& timeline, uint64_t seed) {
     Noise noise(seed);
+    // A backend's frequencies are wrong in one way, for all tokens.
+    frequency_noise_.clear();
+    for (size_t c = 0; c < rope_.pairs(); ++c) frequency_noise_.push_back(kUniform * noise.draw());
+    next_answer_ = 0;
     std::map<std::pair<int64_t, int64_t>, Projected> cache;
     std::vector<LayerSpread::Step> steps;
     for (size_t s = 0; s < timeline.size(); ++s) {
@@ -107,8 +131,15 @@ class NoisyLayer {
         for (const auto& sequence : moment.incoming) {
           for (const Token& token : sequence) {
             const int64_t at = token.origin * moment.max_keys + token.index;
-            cache[{token.origin, token.serial}] = {project(inputs_.steps[s].key, at, wk_, bk_, noise),
-                                                   project(inputs_.steps[s].value, at, wv_, bv_, noise)};
+            Projected& kv = cache[{token.origin, token.serial}];
+            kv = {project(inputs_.steps[s].key, at, wk_, bk_, noise),
+                  project(inputs_.steps[s].value, at, wv_, bv_, noise)};
+            transform(kv.k, k_norm_, token.angle, noise);
+            if (half_) store_heads(kv.v, p_.v_head_dim, noise);
+            if (p_.quantised()) {
+              read_codes(kv.k, token, true, noise);
+              read_codes(kv.v, token, false, noise);
+            }
           }
         }
         for (const size_t r : checked_rows(c_, moment)) attend(moment, s, moment.rows[r], cache, noise, step);
@@ -146,20 +177,120 @@ class NoisyLayer {
     return out;
   }
 
+  /// Storage in 16 bits, head by head. Magnitudes that repeat are rounded alike.
+  void store_heads(std::vector<double>& x, int64_t width, Noise& noise) {
+    for (size_t start = 0; start < x.size(); start += static_cast<size_t>(width)) {
+      const auto head = std::span(x).subspan(start, static_cast<size_t>(width));
+      const double alike = remember([&] { return repeated(p_.dtype, head); });
+      const double common = info(p_.dtype).unit_roundoff * alike * kUniform * noise.draw();
+      for (double& value : head) {
+        if (remember([&] { return is_exact(value) ? 1 : 0; }) == 0)
+          value = noise.stored(value, info(p_.dtype)) + value * common;
+      }
+    }
+  }
+  /// Whether the dtype holds x.
+  [[nodiscard]] bool is_exact(double x) const {
+    return static_cast<double>(round_to(p_.dtype, static_cast<float>(x))) == x;
+  }
+
+  /// N1 and R1 on all heads of a query or a key, and the roundings to 16 bits before, between and after.
+  void transform(std::vector<double>& x, const std::vector<double>& weight, int64_t angle, Noise& noise) {
+    const auto width = static_cast<size_t>(p_.qk_head_dim);
+    if (half_) store_heads(x, p_.qk_head_dim, noise);
+    if (p_.norm_epsilon > 0) {
+      for (size_t start = 0; start < x.size(); start += width) {
+        const double mean = noise.dot(x.data() + start, x.data() + start, width, 0) / static_cast<double>(width);
+        const double factor = noise.rounded(1 / std::sqrt(noise.rounded(mean + p_.norm_epsilon, 2)), 4);
+        for (size_t d = start; d < start + width; ++d) x[d] = noise.rounded(x[d] * factor);
+      }
+      if (half_) store_heads(x, p_.qk_head_dim, noise);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = noise.rounded(x[i] * weight[i % width]);
+      if (half_) store_heads(x, p_.qk_head_dim, noise);
+    }
+    if (!p_.rope) return;
+    const Turn& turn = rope_.turn(angle);
+    for (size_t c = 0; c < rope_.pairs(); ++c) {
+      const double size = std::fabs(turn.angle[c]);
+      const double off = turn.angle[c] * rope_.frequency_error()[c] * frequency_noise_[c] +
+                         kUnit * (size + 2) * kUniform * noise.draw();
+      const double cos = noise.rounded(turn.cosine[c] - turn.sine[c] * off, 2);
+      const double sin = noise.rounded(turn.sine[c] + turn.cosine[c] * off, 2);
+      const auto [one, other] = rope_.channels(c);
+      for (size_t start = 0; start < x.size(); start += width) {
+        const double a = x[start + one], b = x[start + other];
+        x[start + one] = noise.rounded(noise.rounded(a * cos) - noise.rounded(b * sin));
+        x[start + other] = noise.rounded(noise.rounded(a * sin) + noise.rounded(b * cos));
+      }
+    }
+    if (half_) store_heads(x, p_.qk_head_dim, noise);
+  }
+
+  /// Q1: the codes are those of the run without noise, for a case whose codes could differ is refused.
+  void read_codes(std::vector<double>& x, const Token& token, bool keys, Noise& noise) {
+    auto& codes = codes_[{token.origin, token.serial, keys}];
+    const auto heads = static_cast<size_t>(p_.kv_heads);
+    const size_t width = x.size() / heads;
+    const Dense<float>& scales = keys ? inputs_.key_scale : inputs_.value_scale;
+    if (codes.empty()) {
+      for (size_t h = 0; h < heads; ++h) {
+        double scale = 0;
+        if (p_.kv_scale == KvScale::token) {
+          for (size_t d = 0; d < width; ++d) scale = std::max(scale, std::fabs(x[h * width + d]));
+          scale /= info(p_.cache_dtype).largest;
+        } else {
+          scale = static_cast<double>(scales.data[p_.kv_scale == KvScale::head ? h : 0]);
+        }
+        for (size_t d = 0; d < width; ++d) {
+          codes.push_back(scale == 0 ? 0 : code_of(p_.cache_dtype, x[h * width + d], scale) * scale);
+        }
+      }
+    }
+    for (size_t h = 0; h < heads; ++h) {
+      const double scale = 1 + (read_error(p_) - kUnit) * kUniform * noise.draw();
+      for (size_t d = h * width; d < (h + 1) * width; ++d) x[d] = noise.rounded(codes[d] * scale);
+    }
+    if (half_) store_heads(x, static_cast<int64_t>(width), noise);
+  }
+
+  /// The keys of a row that a mask lets pass, and what it adds to their logits.
+  [[nodiscard]] std::vector<std::pair<int64_t, double>> visible(size_t s, const Row& row, size_t head) const {
+    std::vector<std::pair<int64_t, double>> keys;
+    const Dense<float>& mask = inputs_.steps[s].mask;
+    const auto index = [&](size_t axis, int64_t i) { return mask.shape[axis] == 1 ? 0 : i; };
+    for (int64_t j = row.begin; j < row.end; ++j) {
+      double added = 0;
+      if (p_.mask != MaskKind::none) {
+        const int64_t line =
+            (index(0, row.sequence) * mask.shape[1] + index(1, static_cast<int64_t>(head))) * mask.shape[2] +
+            index(2, row.index);
+        added = static_cast<double>(mask.data[static_cast<size_t>(line * mask.shape[3] + j)]);
+        if (p_.mask == MaskKind::boolean ? added == 0 : std::isinf(added)) continue;
+        if (p_.mask == MaskKind::boolean) added = 0;
+      }
+      keys.emplace_back(j, added);
+    }
+    return keys;
+  }
+
   void attend(const Moment& moment, size_t s, const Row& row,
               const std::map<std::pair<int64_t, int64_t>, Projected>& cache, Noise& noise, LayerSpread::Step& step) {
     const auto dk = static_cast<size_t>(p_.qk_head_dim);
     const auto dv = static_cast<size_t>(p_.v_head_dim);
-    const auto q = project(inputs_.steps[s].query, row.sequence * moment.max_queries + row.index, wq_, bq_, noise);
-    std::vector<const Projected*> keys;
+    auto q = project(inputs_.steps[s].query, row.sequence * moment.max_queries + row.index, wq_, bq_, noise);
+    transform(q, q_norm_, row.angle, noise);
+    std::vector<const Projected*> all;
     for (int64_t j = row.begin; j < row.end; ++j) {
       const Token& token = moment.tokens[static_cast<size_t>(row.sequence)][static_cast<size_t>(j)];
-      keys.push_back(&cache.at({token.origin, token.serial}));
+      all.push_back(&cache.at({token.origin, token.serial}));
     }
     std::vector<double> heads(static_cast<size_t>(p_.query_heads) * dv);
     for (size_t h = 0; h < static_cast<size_t>(p_.query_heads); ++h) {
       const size_t kv = h / static_cast<size_t>(p_.group());
       const double sink = p_.sinks ? static_cast<double>(inputs_.weights.sinks.data[h]) : -INFINITY;
+      const auto positions = visible(s, row, h);
+      std::vector<const Projected*> keys;
+      for (const auto& [j, added] : positions) keys.push_back(all[static_cast<size_t>(j - row.begin)]);
       if (keys.empty()) {
         step.lse.push_back(sink);
         continue;
@@ -171,8 +302,12 @@ class NoisyLayer {
         if (p_.softcap > 0)
           weight[j] = noise.rounded(p_.softcap * portable_tanh(noise.rounded(weight[j] / p_.softcap)), 3);
         if (!slopes_.empty()) {
-          const auto distance = static_cast<double>(std::llabs(row.position - row.begin - static_cast<int64_t>(j)));
+          const auto distance = static_cast<double>(std::llabs(row.position - positions[j].first));
           weight[j] = noise.rounded(weight[j] - noise.rounded(slopes_[h] * distance, 2));
+        }
+        if (p_.mask == MaskKind::additive) {
+          const double added = positions[j].second;
+          weight[j] = noise.rounded(weight[j] + noise.rounded(added, 2));
         }
         largest = std::max(largest, weight[j]);
       }
@@ -189,6 +324,16 @@ class NoisyLayer {
       }
       sum += kUnit * std::sqrt(variance / 3) * noise.draw();
       step.lse.push_back(noise.rounded(largest + noise.rounded(portable_log(sum), 2)));
+      // The weights may be stored in 16 bits, after they were summed.
+      const DTypeInfo& storage = info(p_.dtype);
+      double common = 1;
+      if (half_) {
+        const double alike = remember([&] { return repeated(p_.dtype, weight); });
+        common += storage.unit_roundoff * alike * kUniform * noise.draw();
+        for (double& w : weight) {
+          w += (storage.unit_roundoff * w + storage.half_subnormal * sum) * kUniform * noise.draw();
+        }
+      }
       for (size_t d = 0; d < dv; ++d) {
         double total = 0;
         double rounding = 0;
@@ -197,7 +342,9 @@ class NoisyLayer {
           total += product;
           rounding += product * product + total * total;
         }
-        heads[h * dv + d] = noise.rounded((total + kUnit * std::sqrt(rounding / 3) * noise.draw()) / sum, 2);
+        double& out = heads[h * dv + d];
+        out = noise.rounded((total + kUnit * std::sqrt(rounding / 3) * noise.draw()) / sum, 2);
+        if (half_) out = noise.stored(out * common, storage);
       }
     }
     for (size_t o = 0; o < static_cast<size_t>(p_.d_model); ++o) {
@@ -206,12 +353,26 @@ class NoisyLayer {
     }
   }
 
+  /// Noise would hide that numbers are equal, or exact: `ask` is asked in the run without, and the others get its
+  /// answers.
+  template <typename Ask>
+  double remember(const Ask& ask) {
+    if (next_answer_ == answers_.size()) answers_.push_back(ask());
+    return answers_[next_answer_++];
+  }
+
   const Case& c_;
   const Problem& p_;
   const Inputs& inputs_;
   std::vector<double> wq_, wk_, wv_, wo_, bq_, bk_, bv_, bo_;
   double scale_;
-  std::vector<double> slopes_;
+  std::vector<double> slopes_, q_norm_, k_norm_;
+  bool half_;
+  RopeTable rope_;
+  std::vector<double> frequency_noise_;
+  std::map<std::tuple<int64_t, int64_t, bool>, std::vector<double>> codes_;  ///< As they are read, by (origin, serial).
+  std::vector<double> answers_;
+  size_t next_answer_ = 0;
 };
 
 }  // namespace

@@ -142,6 +142,120 @@ TEST_CASE("a layer of permutations is core attention with its channels moved") {
   }
 }
 
+TEST_CASE("results over parts of the keys merge to the whole") {
+  const std::string problem = R"({"batch": 2, "query_heads": 2, "head_dim": 8, "lse": true})";
+  const Case parts = make(problem, R"([{"attend": 3, "keys": [4, 0]}, {"attend": 3, "keys": [5, 6], "again": true},
+                                       {"merge": 2}])");
+  const Computed split = compute(parts);
+  const GoldenStep& merged = split.result.golden.steps[2];
+  REQUIRE(merged.output.shape == std::vector<int64_t>{6, 2, 8});
+  CHECK(merged.rows == split.result.golden.steps[0].rows);
+  // By the formula, in double; sequence 1 has all its keys in the second part.
+  const auto& one = split.result.golden.steps[0];
+  const auto& two = split.result.golden.steps[1];
+  for (size_t i = 0; i < 12; ++i) {
+    const double total = std::exp(one.lse.value[i]) + std::exp(two.lse.value[i]);
+    CHECK(std::fabs(merged.lse.value[i] - std::log(total)) < 1e-13);
+    const double share = std::exp(one.lse.value[i]) / total;
+    for (size_t d = 0; d < 8; ++d) {
+      const double o = share * one.output.value[i * 8 + d] + (1 - share) * two.output.value[i * 8 + d];
+      CHECK(std::fabs(merged.output.value[i * 8 + d] - o) < 1e-13);
+      CHECK(merged.output.allowed[i * 8 + d] > 0);
+    }
+    if (i >= 6) CHECK(merged.lse.value[i] == two.lse.value[i]);
+  }
+}
+
+TEST_CASE("codes, their scales and what is read from them") {
+  const std::string problem = R"({"head_dim": 8, "cache": "contiguous", "capacity": 8, "cache_dtype": "i8",
+                                  "kv_scale": "token"})";
+  const Case c = make(problem, R"([{"attend": 4}])");
+  const Timeline timeline = play(c);
+  Inputs inputs = generate_inputs(c, timeline);
+  for (size_t d = 0; d < 8; ++d) inputs.steps[0].key.data[16 + d] = 0;  // token 2
+  const GoldenStep golden = compute_golden(c, timeline, inputs).golden.steps[0];
+  REQUIRE(golden.tokens.size() == 8);
+  REQUIRE(golden.key_scale.shape == std::vector<int64_t>{4, 1});
+  for (size_t t = 0; t < 4; ++t) {
+    double most = 0;
+    for (size_t d = 0; d < 8; ++d)
+      most = std::max(most, std::fabs(static_cast<double>(inputs.steps[0].key.data[t * 8 + d])));
+    CHECK(std::fabs(golden.key_scale.value[t] - most / 127) < 1e-16);
+    CHECK(std::isinf(golden.key_scale.allowed[t]) == (t == 2));
+    for (size_t d = 0; d < 8; ++d) {
+      const double x = static_cast<double>(inputs.steps[0].key.data[t * 8 + d]);
+      CHECK(golden.cache_key.value[t * 8 + d] == (most == 0 ? 0 : std::nearbyint(x / (most / 127))));
+      CHECK(golden.cache_key.allowed[t * 8 + d] == 0);
+    }
+  }
+  // An element between two codes is refused.
+  inputs.steps[0].value.data[0] = 127;
+  inputs.steps[0].value.data[1] = 3.5F;
+  CHECK_THROWS_AS(compute_golden(c, timeline, inputs), Error);
+  inputs.steps[0].value.data[1] = 3.51F;
+  CHECK_NOTHROW(compute_golden(c, timeline, inputs));
+}
+
+TEST_CASE("channels that do not turn are copies") {
+  const Case c = make(R"({"head_dim": 8, "rope": {"style": "half", "base": 100, "dim": 4}, "cache": "contiguous",
+                          "capacity": 8})",
+                      R"([{"attend": 3}])");
+  const Computed computed = compute(c);
+  const GoldenStep& golden = computed.result.golden.steps[0];
+  REQUIRE(golden.cache_key.value.size() == 24);
+  CHECK(golden.cache_value.empty());
+  for (size_t i = 0; i < 24; ++i) {
+    CHECK((golden.cache_key.allowed[i] == 0) == (i % 8 >= 4));
+    if (i % 8 >= 4) CHECK(golden.cache_key.value[i] == static_cast<double>(computed.inputs.steps[0].key.data[i]));
+  }
+}
+
+TEST_CASE("a case whose feature changes nothing is refused") {
+  const auto check = [](const std::string& problem, const std::string& steps,
+                        const std::string& inputs = R"({"recipe": "sharp"})") {
+    const Case c = make(problem, steps, inputs);
+    const Computed computed = compute(c);
+    check_binding(c, computed.inputs, computed.result.golden);
+  };
+  const std::string window = R"({"head_dim": 8, "causal": "bottom_right", "window": {"left": 2}, )";
+  CHECK_THROWS_AS(check(window + R"("cache": "ring", "capacity": 8})", R"([{"attend": 8}])"), Error);
+  CHECK_NOTHROW(check(window + R"("cache": "ring", "capacity": 8})", R"([{"attend": 8}, {"attend": 1}])"));
+  CHECK_NOTHROW(check(window + R"("cache": "ring", "capacity": 8})",
+                      R"([{"attend": 8}, {"attend": 1}, {"truncate": [8]}, {"attend": 1}])"));
+  const std::string paged = R"({"head_dim": 8, "causal": "bottom_right", "cache": "paged", "capacity": 8, )";
+  CHECK_THROWS_AS(check(paged + R"("page_size": 4})", R"([{"attend": 4}])"), Error);
+  CHECK_NOTHROW(check(paged + R"("page_size": 4})", R"([{"attend": 4}, {"attend": 1}])"));
+  CHECK_NOTHROW(check(paged + R"("page_size": 4, "cache_dtype": "f8_e4m3", "kv_scale": "head"})",
+                      R"([{"attend": 4}, {"attend": 1}])"));
+  // Position 0 does not turn, and one key has the weight 1 whatever its logit.
+  CHECK_THROWS_AS(check(R"({"head_dim": 8, "rope": {"style": "half", "base": 100}})", R"([{"attend": 1}])"), Error);
+  CHECK_THROWS_AS(check(R"({"head_dim": 8, "mask": "boolean"})", R"([{"attend": 3}])",
+                        R"({"recipe": "sharp", "mask": {"pattern": "padding_right", "axes": ""}})"),
+                  Error);
+}
+
+TEST_CASE("goldens of codes and scales survive their file") {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / "attest-golden-codes-test";
+  const Case c = make(R"({"dtype": "bf16", "query_heads": 2, "head_dim": 8, "lse": true, "cache": "contiguous",
+                          "capacity": 8, "cache_dtype": "f8_e5m2", "kv_scale": "token"})",
+                      R"([{"attend": 5}, {"attend": 1}])");
+  Manifest manifest;
+  make_goldens({&c}, 1, [&](const MadeGolden& made) {
+    write_file(golden_path(root, c.id), made.bytes);
+    manifest.cases[c.id] = made.entry;
+  });
+  const Golden read = load_golden(root, manifest, c);
+  const Golden computed = compute(c).result.golden;
+  for (const size_t s : {0, 1}) {
+    CHECK(read.steps[s].cache_key.value == computed.steps[s].cache_key.value);
+    CHECK(read.steps[s].value_scale.value == computed.steps[s].value_scale.value);
+    CHECK(read.steps[s].value_scale.allowed == computed.steps[s].value_scale.allowed);
+    CHECK(read.steps[s].tokens == computed.steps[s].tokens);
+  }
+  fs::remove_all(root);
+}
+
 TEST_CASE("a golden survives its file, and the file is checked") {
   namespace fs = std::filesystem;
   const fs::path root = fs::temp_directory_path() / "attest-golden-test";
