@@ -59,6 +59,31 @@ TEST_CASE("the hash covers what a golden depends on and nothing else") {
   CHECK(parse(scale).hash != hash);
 }
 
+TEST_CASE("a layout may be a view into a larger tensor") {
+  Json json = minimal();
+  json["layouts"] =
+      Json::parse(R"({"key": {"order": "bhsd", "pad": 2, "pads": {"h": 4, "s": 0}}, "cache": {"absurd": true}})");
+  const Case c = parse(json);
+  CHECK(c.layouts.key.pads == std::map<char, int64_t>{{'h', 4}, {'s', 0}});
+  CHECK(c.layouts.key.pad == 2);
+  CHECK_FALSE(c.layouts.key.absurd);
+  CHECK(c.layouts.cache.absurd);
+  const auto refused = [](const std::string& layout, const std::string& part, bool packed = false) {
+    Json wrong = minimal();
+    wrong["problem"]["packed"] = packed;
+    wrong["layouts"]["key"] = Json::parse(layout);
+    check_refused(wrong, part);
+  };
+  refused(R"({"pads": {"x": 1}})", "layouts.key.pads.x: wanted a letter of \"bshd\"");
+  refused(R"({"pads": {"h": -1}})", "layouts.key.pads.h: got -1");
+  refused(R"({"pads": {"h": 4097}})", "layouts.key.pads.h: got 4097");
+  refused(R"({"pads": 3})", "layouts.key.pads");
+  refused(R"({"absurd": 1})", "layouts.key.absurd");
+  // Packed token axes have no batch.
+  refused(R"({"order": "bhsd"})", "wanted each letter of \"shd\" once", true);
+  refused(R"({"pads": {"b": 1}})", "wanted a letter of \"shd\"", true);
+}
+
 TEST_CASE("a problem survives the wire") {
   Json json = minimal();
   json["problem"]["scale"] = 0.375;
