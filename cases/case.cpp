@@ -310,6 +310,27 @@ std::string golden_hash(const Case& c) {
   return sha256(json.dump());
 }
 
+void check_unique(const std::vector<std::string>& list, const std::string& place) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (std::find(list.begin(), list.begin() + static_cast<std::ptrdiff_t>(i), list[i]) !=
+        list.begin() + static_cast<std::ptrdiff_t>(i)) {
+      throw Error::at(place, "got \"{}\" twice, wanted it once", list[i]);
+    }
+  }
+}
+
+/// What a problem asks for whatever else its case is about, so that a backend may have a feature in one dtype, or at
+/// the core level, and decline it elsewhere.
+void add_implied_profiles(const Problem& problem, std::vector<std::string>& profiles) {
+  const auto add = [&](const char* profile) {
+    if (std::find(profiles.begin(), profiles.end(), profile) == profiles.end()) profiles.emplace_back(profile);
+  };
+  add(problem.dtype == DType::f16 ? "fp16" : problem.dtype == DType::bf16 ? "bf16" : "fp32");
+  if (problem.level == Level::layer) add("layer");
+  if (problem.causal == Causal::top_left) add("top_left");
+  if (problem.lse) add("lse");
+}
+
 Bitwise bitwise_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   Bitwise bitwise;
@@ -319,7 +340,8 @@ Bitwise bitwise_from_json(const Json& json, const std::string& place) {
     throw Error::at(fields.place("runs"), "got {}, wanted 1 to {}", bitwise.runs, kMaxRepeat);
   }
   fields.finish();
-  if (!bitwise.wanted()) throw Error::at(place, "wanted \"with\", or more than one of \"runs\"");
+  if (!bitwise.wanted())
+    throw Error::at(place, "got 1 run and no other case, wanted \"with\", or \"runs\" of 2 or more");
   return bitwise;
 }
 
@@ -343,8 +365,10 @@ Case case_from_json(const Json& json, const std::string& family, const std::stri
   c.clauses = fields.required<std::vector<std::string>>("clauses");
   c.kills = fields.required<std::vector<std::string>>("kills");
   if (c.profiles.empty()) throw Error::at(fields.place("profiles"), "got [], wanted at least one profile");
+  check_unique(c.profiles, fields.place("profiles"));
   if (c.clauses.empty()) throw Error::at(fields.place("clauses"), "got [], wanted at least one clause");
   c.problem = problem_from_json(fields.at("problem"), fields.place("problem"));
+  add_implied_profiles(c.problem, c.profiles);
   check_problem_size(c.problem, fields.place("problem"));
   c.inputs = inputs_from_json(fields.at("inputs"), fields.place("inputs"), c.problem);
   if (fields.has("layouts")) c.layouts = layouts_from_json(fields.at("layouts"), fields.place("layouts"), c.problem);

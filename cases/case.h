@@ -95,7 +95,9 @@ struct Case {
   std::string family;
   std::string about;
   std::string source;  ///< Where a real model's parameters are written down; empty for cases of no model.
-  std::vector<std::string> profiles;  ///< Must pass for a backend that claims all of these.
+  /// Must pass for a backend that claims all of these. Its dtype, level, alignment and LSE add some to those of the
+  /// file: fp32, fp16 or bf16; layer; top_left; lse.
+  std::vector<std::string> profiles;
   std::vector<std::string> clauses;   ///< Clauses of spec/attention.md that it tests.
   std::vector<std::string> kills;     ///< Bugs of cases/bugs.json that it is there to catch.
   Problem problem;

@@ -33,7 +33,7 @@ void check_refused(const Json& json, const std::string& part) {
 TEST_CASE("a minimal case is read, with its defaults") {
   const Case c = parse(minimal());
   CHECK(c.id == "family/one");
-  CHECK(c.profiles == std::vector<std::string>{"core"});
+  CHECK(c.profiles == std::vector<std::string>{"core", "fp32"});
   CHECK(c.problem.qk_head_dim == 8);
   CHECK(c.problem.v_head_dim == 8);
   CHECK(c.problem.group() == 2);
@@ -149,6 +149,17 @@ TEST_CASE("broken cases are refused by field") {
   json = minimal();
   json["id"] = "With Space";
   check_refused(json, "id: got \"With Space\"");
+}
+
+TEST_CASE("dtype, level, alignment and LSE are profiles of every case that has them") {
+  Json json = minimal();
+  json["profiles"] = {"softcap", "bf16"};
+  json["problem"].update(Json::parse(R"({"dtype": "bf16", "causal": "top_left", "lse": true})"));
+  CHECK(parse(json).profiles == std::vector<std::string>{"softcap", "bf16", "top_left", "lse"});
+  json["problem"].update(Json::parse(R"({"dtype": "f16", "level": "layer", "lse": false, "causal": "none"})"));
+  CHECK(parse(json).profiles == std::vector<std::string>{"softcap", "bf16", "fp16", "layer"});
+  json["profiles"] = {"core", "core"};
+  check_refused(json, "profiles: got \"core\" twice");
 }
 
 TEST_CASE("every feature is read, written and named") {

@@ -181,6 +181,20 @@ Suite load_suite(const fs::path& root) {
     play(c);  // an impossible step is refused here, not only in a run that happens to select its case
   }
   for (const Case& c : suite.cases) check_partners(suite, c);
+  // Whoever cannot take a partner cannot take the case: its profiles are all of theirs.
+  const std::vector<Case> alone = suite.cases;
+  for (Case& c : suite.cases) {
+    for (const auto* partners : {&c.alongside, &c.bitwise.with}) {
+      for (const std::string& id : *partners) {
+        const auto partner = std::find_if(alone.begin(), alone.end(), [&](const Case& one) { return one.id == id; });
+        for (const std::string& profile : partner->profiles) {
+          if (std::find(c.profiles.begin(), c.profiles.end(), profile) == c.profiles.end()) {
+            c.profiles.push_back(profile);
+          }
+        }
+      }
+    }
+  }
   return suite;
 }
 

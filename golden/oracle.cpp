@@ -162,7 +162,8 @@ class Oracle {
         auto [value, allowed] = results[r].lses[h];
         if (layer) {
           const double spread = spread_->steps[s].lse[r * static_cast<size_t>(p_.query_heads) + h];
-          allowed = kUnit * std::fabs(value.value) + 8 * spread;
+          // A row without keys is computed from f32 data alone, and has no spread.
+          if (spread > 0) allowed = kUnit * std::fabs(value.value) + 8 * spread;
         }
         if (p_.lse) store(step.lse, value, std::isinf(value.value) ? 0 : allowed);
       }
@@ -260,7 +261,8 @@ class Oracle {
       Rounded nothing;
       nothing.value = p_.sinks ? static_cast<double>(inputs_.weights.sinks.data[static_cast<size_t>(head)])
                                : -std::numeric_limits<double>::infinity();
-      result.lses.emplace_back(nothing, kUnit * std::fabs(p_.sinks ? nothing.value : 0));
+      // The sink alone: what its exponential, the sum and the logarithm may add, as in any other row.
+      result.lses.emplace_back(nothing, p_.sinks ? kUnit * (5 * std::fabs(nothing.value) + 12) : 0);
       if (!layer) result.outputs.insert(result.outputs.end(), dv, {Rounded{}, 0});
       return;
     }

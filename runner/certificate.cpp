@@ -16,20 +16,11 @@ bool names(const std::vector<std::string>& list, const std::string& item) {
   return std::find(list.begin(), list.end(), item) != list.end();
 }
 
-/// A profile is claimed if one of its cases was not unsupported. A case of several profiles says little about each (a
-/// backend that lacks one declines them together), so it decides only where a profile has no case of its own.
+/// A profile is claimed if a case that names it was not unsupported: whoever takes a case takes all that it asks.
 std::set<std::string> claimed_profiles(const std::vector<CaseRecord>& cases) {
-  std::set<std::string> own, claimed;
+  std::set<std::string> claimed;
   for (const CaseRecord& record : cases) {
-    if (record.profiles.size() != 1) continue;
-    own.insert(record.profiles[0]);
-    if (record.status != Status::unsupported) claimed.insert(record.profiles[0]);
-  }
-  for (const CaseRecord& record : cases) {
-    if (record.profiles.size() < 2 || record.status == Status::unsupported) continue;
-    for (const std::string& profile : record.profiles) {
-      if (!own.contains(profile)) claimed.insert(profile);
-    }
+    if (record.status != Status::unsupported) claimed.insert(record.profiles.begin(), record.profiles.end());
   }
   return claimed;
 }
@@ -60,8 +51,8 @@ std::string shortcoming(const ProfileResult& profile) {
   const std::string reason = shortened(printable(profile.reason), kReasonColumns);
   if (!profile.claimed) return fmt::format("{}: not claimed, {}", name, reason.empty() ? "no reason given" : reason);
   const int64_t missing = profile.cases - profile.passed;
-  return fmt::format("{}: {} of {} case{} fail{}, first {}", name, missing, profile.cases,
-                     profile.cases == 1 ? "" : "s", missing == 1 ? "s" : "", reason);
+  return fmt::format("{}: {} of {} case{} do{} not pass, first {}", name, missing, profile.cases,
+                     profile.cases == 1 ? "" : "s", missing == 1 ? "es" : "", reason);
 }
 
 template <typename Keep, typename Show>

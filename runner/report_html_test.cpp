@@ -172,7 +172,7 @@ TEST_CASE("an empty error map is no picture") {
 TEST_CASE("Markdown: the certificate, the tables and what failed") {
   const std::string page = markdown_report(test_records("records_failing"));
   CHECK(
-      page.starts_with("# attest: mine\n\n**NOT CERTIFIED  mine 1.0 · core: 8 of 26 cases fail, first "
+      page.starts_with("# attest: mine\n\n**NOT CERTIFIED  mine 1.0 · core: 8 of 26 cases do not pass, first "
                        "no_cache/ragged_nan_row · suite 0.1.0 (3f2a9c01b7d4)**\n"));
   CHECK(contains(page, "|rope|1|0|1|0|not claimed: rotary position embedding is not implemented|\n"));
   CHECK(contains(page, "|with_cache|5|3|1|0|1|0|3.1e+05|\n"));

@@ -4,8 +4,8 @@
 //
 // Whatever the tensors' dtypes and layouts, it computes on compact floats of its own: tokens in -> project -> QK-norm
 // -> RoPE -> quantise -> attend to them and to what the cache holds -> write the output, then the cache and its
-// lengths. It sums in float, as a simple kernel does; the allowed errors leave room for that. Only RoPE's angles need a
-// double.
+// lengths. It sums in float, as a simple kernel does; the allowed errors leave room for that. RoPE's
+// angles are doubles, which costs nothing here.
 #include <algorithm>
 #include <attest/backend.hpp>
 #include <cmath>
