@@ -162,7 +162,7 @@ Where the time went
   judge              1 s  25%  █████░░░░░░░░░░░░░░░
   4 s in all over 2 workers; 2.1 s by the clock
 
-NOT CERTIFIED  mine 1.0 · core: 1 of 3 cases fails, first with_cache/c · suite 0.1.0 (3f2a9c01b7d4)
+NOT CERTIFIED  mine 1.0 · core: 1 of 3 cases does not pass, first with_cache/c · suite 0.1.0 (3f2a9c01b7d4)
 )");
 }
 
