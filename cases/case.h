@@ -98,8 +98,8 @@ struct Case {
   /// Must pass for a backend that claims all of these. Its dtype, level, alignment and LSE add some to those of the
   /// file: fp32, fp16 or bf16; layer; top_left; lse.
   std::vector<std::string> profiles;
-  std::vector<std::string> clauses;   ///< Clauses of spec/attention.md that it tests.
-  std::vector<std::string> kills;     ///< Bugs of cases/bugs.json that it is there to catch.
+  std::vector<std::string> clauses;  ///< Clauses of spec/attention.md that it tests.
+  std::vector<std::string> kills;    ///< Bugs of cases/bugs.json that it is there to catch.
   Problem problem;
   InputSpec inputs;
   Layouts layouts;

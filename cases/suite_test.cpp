@@ -17,7 +17,8 @@ namespace {
 class Scratch {
  public:
   Scratch() {
-    write("cases/profiles.json", R"({"schema": "attest/profiles/1", "profiles": [{"id": "core", "about": ""}, {"id": "fp32", "about": ""}]})");
+    write("cases/profiles.json",
+          R"({"schema": "attest/profiles/1", "profiles": [{"id": "core", "about": ""}, {"id": "fp32", "about": ""}]})");
     write("cases/bugs.json", R"({"schema": "attest/bugs/1", "bugs": [{"id": "causal-plus1"}]})");
     write("spec/attention.md", "# The operator\n\n**A1 Scale.** Text.\n\n**M3 Causal.** Text.\n");
   }
