@@ -147,6 +147,8 @@ class Arena {
   [[nodiscard]] std::optional<std::string> intact(const Block& block, const std::vector<std::byte>& before,
                                                   Elements elements) const;
 
+  /// The arena in this process, for whoever plays the backend's part there.
+  [[nodiscard]] std::byte* data() const { return memory_; }
   /// The first byte of a block in this process.
   [[nodiscard]] const std::byte* data(const Block& block) const { return memory_ + block.begin; }
 

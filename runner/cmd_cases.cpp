@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// attest cases list|show
+// attest cases list|show|trace
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
@@ -10,6 +10,8 @@
 #include "cases/timeline.h"
 #include "golden/golden.h"
 #include "runner/command.h"
+#include "runner/subjects.h"
+#include "runner/trace.h"
 
 namespace attest {
 namespace {
@@ -87,6 +89,17 @@ int show(const Common& common, const Options& options) {
   return exit_ok;
 }
 
+int trace_case(const Common& common, const Options& options) {
+  const Suite suite = load_suite(find_suite(common.suite));
+  const Case& c = *select(suite, {{}, {options.id}, {}}).front();
+  Subjects subjects(suite);
+  const Golden golden = subjects.load(c).golden;
+  const Timeline timeline = play(c);
+  const Inputs inputs = generate_inputs(c, timeline);
+  fmt::print("{}", trace({&c, &timeline, &inputs, &golden}, nullptr, {}));
+  return exit_ok;
+}
+
 }  // namespace
 
 void add_cases_command(CLI::App& app, const Common& common, int& exit_code) {
@@ -107,6 +120,12 @@ void add_cases_command(CLI::App& app, const Common& common, int& exit_code) {
   show_command->add_option("id", options->id, "The case, as in `attest cases list`: family/name")->required();
   show_command->add_flag("--json", options->json, "As JSON");
   show_command->callback([&common, &exit_code, options] { exit_code = show(common, *options); });
+
+  CLI::App* trace_command = cases->add_subcommand(
+      "trace", "What a right backend computes in a case: positions, keys that are seen and their weights.");
+  trace_command->footer("`attest diagnose --trace ID` shows a backend's results beside it.");
+  trace_command->add_option("id", options->id, "The case, as in `attest cases list`: family/name")->required();
+  trace_command->callback([&common, &exit_code, options] { exit_code = trace_case(common, *options); });
 }
 
 }  // namespace attest

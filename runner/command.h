@@ -29,6 +29,8 @@ struct Common {
 void add_cases_command(CLI::App& app, const Common& common, int& exit_code);
 void add_golden_command(CLI::App& app, const Common& common, int& exit_code);
 void add_certify_command(CLI::App& app, const Common& common, int& exit_code);
+void add_diagnose_command(CLI::App& app, const Common& common, int& exit_code);
+void add_mutants_command(CLI::App& app, const Common& common, int& exit_code);
 void add_report_command(CLI::App& app, const Common& common, int& exit_code);
 void add_doctor_command(CLI::App& app, const Common& common, int& exit_code);
 

@@ -2,21 +2,13 @@
 #include "runner/execute.h"
 
 #include <algorithm>
-#include <set>
 
-#include "cases/inputs.h"
-#include "cases/timeline.h"
-#include "runner/bitwise.h"
-#include "runner/judge.h"
-#include "runner/session.h"
+#include "runner/playing.h"
 
 namespace attest {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// Cases that run at the same time do so this often: a race shows now and then.
-constexpr int kRounds = 8;
 
 /// Adds the time from its making to its end to a phase.
 class Stopwatch {
@@ -39,56 +31,17 @@ void conclude(CaseRecord& record, double worst_radius) {
     record.reason = fmt::format("its golden is only known to {:.3g} of the allowed error", worst_radius);
   }
   if (!record.findings.empty() && record.reason.empty()) {
-    const Finding& first = record.findings.front();
-    record.reason =
-        fmt::format("step {}{}: {}", first.step, first.tensor.empty() ? "" : ", " + first.tensor, first.text);
-    if (first.ratio) record.reason += fmt::format(" ({}, {:.2g} times it)", first.clause, *first.ratio);
+    record.reason = reason_of(record.findings.front());
   }
 }
 
 }  // namespace
 
-/// What is the same in every run of a case.
-class Executor::Material {
- public:
-  explicit Material(const Subject& subject) : timeline(play_through(*subject.c)), inputs(generate(subject)) {}
+struct Executor::Part : Playing {
+  Part(const Script& script, int64_t number, std::string who = "") : Playing(script, std::move(who)), plan(number) {}
 
-  const Timeline timeline;
-  const Inputs inputs;
-
- private:
-  static Timeline play_through(const Case& c) { return attest::play(c); }
-  [[nodiscard]] Inputs generate(const Subject& subject) const {
-    Inputs made = generate_inputs(*subject.c, timeline);
-    if (subject.inputs_hash.empty()) return made;
-    if (const std::string got = hash(made); got != subject.inputs_hash) {
-      throw Error::at(subject.c->id,
-                      "its inputs are not those that its golden was made from (hash {:.12}, the manifest says {:.12}); "
-                      "run `attest golden make`",
-                      got, subject.inputs_hash);
-    }
-    return made;
-  }
-};
-
-/// A case while it is played through once.
-struct Executor::Running {
-  Running(const Subject& subject, const Material& made, int64_t number)
-      : c(*subject.c), golden(subject.golden), material(made), plan(number), bits(c) {}
-
-  const Case& c;
-  const Golden& golden;
-  const Material& material;
   int64_t plan;
-  std::string who;        ///< Stands before what is said of this one; empty for the case itself.
   bool prepared = false;  ///< The worker has its plan.
-  std::optional<Session> session;
-  std::optional<Judge> judge;  ///< None where only the bits matter.
-  bool keeps_bits = false;
-  RunBits bits;
-
-  [[nodiscard]] bool attends(size_t s) const { return material.timeline[s].step.kind == StepKind::attend; }
-  [[nodiscard]] std::string named(const std::string& text) const { return who.empty() ? text : who + ": " + text; }
 };
 
 Executor::Executor(BackendChoice choice, FindSubject find) : choice_(std::move(choice)), find_(std::move(find)) {}
@@ -126,48 +79,42 @@ void Executor::failed(CaseRecord& record, const WorkerFailure& failure, size_t s
   record.findings.push_back(std::move(finding));
 }
 
-bool Executor::prepare(Running& running, CaseRecord& record) {
+bool Executor::prepare(Part& part, CaseRecord& record) {
   const Stopwatch watch(record.seconds["prepare"]);
-  const auto answer = worker_->prepare(running.c.problem, running.session->arena(), running.session->problem_tensors(),
-                                       choice_.limit, running.plan);
+  const auto answer = worker_->prepare(part.c().problem, part.session().arena(), part.session().problem_tensors(),
+                                       choice_.limit, part.plan);
   if (!answer) {
-    failed(record, answer.error(), 0, running.named("prepare"));
-  } else if (answer->status == ATTEST_UNSUPPORTED) {
-    record.status = Status::unsupported;
-    record.reason = running.named(answer->message.empty() ? "it gives no reason" : answer->message);
-  } else if (answer->status != ATTEST_OK) {
-    record.status = answer->status == ATTEST_ERROR ? Status::error : Status::fail;
-    record.reason = running.named(fmt::format("prepare refused a legal problem: {}", answer->message));
+    failed(record, answer.error(), 0, part.named("prepare"));
+  } else if (answer->status == ATTEST_OK) {
+    part.prepared = true;
   } else {
-    running.prepared = true;
+    refuse(part, answer->status, answer->message, record.status, record.reason);
   }
-  return running.prepared;
+  return part.prepared;
 }
 
-void Executor::release(Running& running, CaseRecord& record) {
-  if (!running.prepared || !worker_->alive()) return;
+void Executor::release(Part& part, CaseRecord& record) {
+  if (!part.prepared || !worker_->alive()) return;
   const Stopwatch watch(record.seconds["prepare"]);
-  const auto released = worker_->release(choice_.limit, running.plan);
+  const auto released = worker_->release(choice_.limit, part.plan);
   if (!released && record.status == Status::pass) {
-    failed(record, released.error(), running.material.timeline.size() - 1, running.named("release"));
+    failed(record, released.error(), part.steps() - 1, part.named("release"));
   }
 }
 
-bool Executor::step(std::vector<Running*> group, size_t s, CaseRecord& record) {
+bool Executor::step(std::vector<Part*> group, size_t s, CaseRecord& record) {
   std::map<int64_t, RunRequest> requests;
   {
     const Stopwatch watch(record.seconds["judge"]);
-    for (Running* running : group) {
-      if (running->attends(s)) {
-        requests.emplace(running->plan, running->session->begin(s));
-      } else if (running->material.timeline[s].step.kind != StepKind::merge) {
-        running->session->apply(s);
-      } else if (running->judge) {
-        running->judge->merge(s);
+    for (Part* part : group) {
+      if (part->attends(s)) {
+        requests.emplace(part->plan, part->begin(s));
+      } else {
+        part->apply(s);
       }
     }
   }
-  std::erase_if(group, [&](const Running* running) { return !running->attends(s); });
+  std::erase_if(group, [&](const Part* part) { return !part->attends(s); });
   if (group.empty()) return true;
 
   std::vector<Reply> replies;
@@ -185,41 +132,31 @@ bool Executor::step(std::vector<Running*> group, size_t s, CaseRecord& record) {
   const Stopwatch watch(record.seconds["judge"]);
   bool going = true;
   for (size_t i = 0; i < group.size(); ++i) {
-    Running& running = *group[i];
     if (replies[i].status == ATTEST_ERROR) record.status = Status::error;
-    const StepOutcome outcome = running.session->end(s, replies[i]);
-    if (running.keeps_bits) running.bits.add(running.material.timeline[s], s, outcome);
-    if (running.judge) going = running.judge->step(s, outcome) && going;
+    going = group[i]->end(s, replies[i]) && going;
   }
   return going && record.status == Status::pass;
 }
 
-void Executor::play(const std::vector<Running*>& group, CaseRecord& record) {
+void Executor::play(const std::vector<Part*>& group, CaseRecord& record) {
   {
     const Stopwatch watch(record.seconds["inputs"]);
-    for (Running* running : group) {
-      running->session.emplace(running->c, running->material.timeline, running->material.inputs);
-    }
+    for (Part* part : group) part->start(conventions_);
   }
-  const bool prepared =
-      std::all_of(group.begin(), group.end(), [&](Running* running) { return prepare(*running, record); });
-  const size_t steps = group.front()->material.timeline.size();
-  for (size_t s = 0; prepared && s < steps && step(group, s, record); ++s) {
+  const bool prepared = std::all_of(group.begin(), group.end(), [&](Part* part) { return prepare(*part, record); });
+  for (size_t s = 0; prepared && s < group.front()->steps() && step(group, s, record); ++s) {
   }
   {
     const Stopwatch watch(record.seconds["judge"]);
-    for (Running* running : group) {
-      if (!running->judge) continue;
-      for (Finding finding : running->judge->findings()) {
-        finding.text = running->named(finding.text);
-        record.findings.push_back(std::move(finding));
-      }
-      const auto worst = running->judge->worst_ratio();
+    for (Part* part : group) {
+      for (Finding& finding : part->findings()) record.findings.push_back(std::move(finding));
+      const auto worst = part->worst_ratio();
       if (worst && !(record.worst_ratio.value_or(0) > *worst)) record.worst_ratio = worst;
-      if (!record.error_map) record.error_map = running->judge->error_map();
+      if (!record.error_map) record.error_map = part->error_map();
+      if (part->keeps_outcomes()) *outcomes_ = std::move(part->outcomes());
     }
   }
-  for (Running* running : group) release(*running, record);
+  for (Part* part : group) release(*part, record);
 }
 
 const Subject& Executor::find(const Case& c, const std::string& id) const {
@@ -227,78 +164,69 @@ const Subject& Executor::find(const Case& c, const std::string& id) const {
   return find_(id);
 }
 
-void Executor::run_alone(const Subject& subject, const Material& material, CaseRecord& record) {
-  const Case& c = *subject.c;
-  Running running(subject, material, 0);
-  running.judge.emplace(c, material.timeline, material.inputs, subject.golden, conventions_);
-  running.keeps_bits = c.bitwise.wanted();
-  play({&running}, record);
+void Executor::run_alone(const Script& script, CaseRecord& record) {
+  const Case& c = *script.c;
+  Part part(script, 0);
+  if (c.bitwise.wanted()) part.keep_bits();
+  if (outcomes_ != nullptr) part.keep_outcomes();
+  play({&part}, record);
   if (c.bitwise.wanted() && record.status == Status::pass && record.findings.empty()) {
-    check_bits(subject, material, running.bits, record);
+    check_bits(script, part.bits(), record);
   }
 }
 
 /// I1 to I4: the same rows again, by this case and by others, in fresh memory each time.
-void Executor::check_bits(const Subject& subject, const Material& material, const RunBits& reference,
-                          CaseRecord& record) {
-  const Case& c = *subject.c;
-  const auto again = [&](const Subject& other, const Material& made, const std::string& who) {
-    Running running(other, made, 0);
-    running.who = who;
-    running.keeps_bits = true;
-    running.judge.emplace(*other.c, made.timeline, made.inputs, other.golden, conventions_);
-    play({&running}, record);
-    return std::move(running.bits);
+void Executor::check_bits(const Script& script, const RunBits& reference, CaseRecord& record) {
+  const Case& c = *script.c;
+  const auto again = [&](const std::string& id, const std::string& who) -> std::optional<RunBits> {
+    const Subject* other = id.empty() ? nullptr : &find(c, id);
+    std::optional<Props> props;
+    if (other != nullptr) props.emplace(*other);
+    Part part(other != nullptr ? script_of(*other, *props) : script, 0, who);
+    part.keep_bits();
+    play({&part}, record);
+    if (record.status != Status::pass || !record.findings.empty()) return std::nullopt;
+    return part.bits();
   };
-  const auto passes = [&] { return record.status == Status::pass && record.findings.empty(); };
-  const auto take = [&](BitDifference difference) {
-    if (difference.finding && passes()) record.findings.push_back(std::move(*difference.finding));
-  };
-  for (int64_t run = 2; run <= c.bitwise.runs && passes(); ++run) {
-    const std::string who = fmt::format("run {} of {}", run, c.bitwise.runs);
-    take(compare_again(reference, again(subject, material, who), c.clauses.front(), who));
-  }
-  for (const std::string& id : c.bitwise.with) {
-    if (!passes()) return;
-    const Subject& other = find(c, id);
-    const Material made(other);
-    BitDifference difference = compare_with(reference, again(other, made, id), c.clauses.front(), id);
-    if (passes() && difference.rows == 0) throw Error::at(c.id, "has no row in common with {}", id);
-    take(std::move(difference));
+  if (auto difference = compare_bits(c, reference, c.bitwise.runs, again)) {
+    record.findings.push_back(std::move(*difference));
   }
 }
 
 /// All of them on one open backend, each with a plan and memory of its own, step by step at the same time.
-void Executor::run_alongside(const Subject& subject, const Material& material, CaseRecord& record) {
-  const Case& c = *subject.c;
-  std::vector<const Subject*> subjects{&subject};
-  std::vector<std::unique_ptr<Material>> partners;
+void Executor::run_alongside(const Script& script, CaseRecord& record) {
+  const Case& c = *script.c;
+  std::vector<Script> scripts{script};
+  std::vector<std::unique_ptr<Props>> partners;
   for (const std::string& id : c.alongside) {
-    subjects.push_back(&find(c, id));
+    const Subject& partner = find(c, id);
     const Stopwatch watch(record.seconds["inputs"]);
-    partners.push_back(std::make_unique<Material>(*subjects.back()));
-    if (partners.back()->timeline.size() != material.timeline.size()) {
-      throw Error::at(c.id, "has {} steps, and runs alongside {}, which has {}", material.timeline.size(), id,
-                      partners.back()->timeline.size());
+    scripts.push_back(script_of(partner, *partners.emplace_back(std::make_unique<Props>(partner))));
+    if (scripts.back().timeline->size() != script.timeline->size()) {
+      throw Error::at(c.id, "has {} steps, and runs alongside {}, which has {}", script.timeline->size(), id,
+                      scripts.back().timeline->size());
     }
   }
-  for (int round = 1; round <= kRounds && record.status == Status::pass && record.findings.empty(); ++round) {
-    std::vector<std::unique_ptr<Running>> runs;
-    std::vector<Running*> group;
-    for (size_t i = 0; i < subjects.size(); ++i) {
-      const Material& made = i == 0 ? material : *partners[i - 1];
-      auto& running = *runs.emplace_back(std::make_unique<Running>(*subjects[i], made, static_cast<int64_t>(i)));
-      running.judge.emplace(running.c, made.timeline, made.inputs, subjects[i]->golden, conventions_);
-      if (i > 0) running.who = running.c.id + " alongside";
-      group.push_back(&running);
+  for (int64_t round = 1; round <= kRoundsAlongside && record.status == Status::pass && record.findings.empty();
+       ++round) {
+    std::vector<std::unique_ptr<Part>> parts;
+    std::vector<Part*> group;
+    for (size_t i = 0; i < scripts.size(); ++i) {
+      parts.push_back(
+          std::make_unique<Part>(scripts[i], static_cast<int64_t>(i), i == 0 ? "" : scripts[i].c->id + " alongside"));
+      group.push_back(parts.back().get());
     }
+    if (outcomes_ != nullptr) group.front()->keep_outcomes();
     play(group, record);
-    for (Finding& finding : record.findings) finding.text += fmt::format(", in round {} of {}", round, kRounds);
+    for (Finding& finding : record.findings) {
+      finding.text += fmt::format(", in round {} of {}", round, kRoundsAlongside);
+    }
   }
 }
 
-CaseRecord Executor::run(const Subject& subject, std::string repro) {
+CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<StepOutcome>* outcomes) {
   const Case& c = *subject.c;
+  outcomes_ = outcomes;
   CaseRecord record;
   record.id = c.id;
   record.family = c.family;
@@ -310,10 +238,10 @@ CaseRecord Executor::run(const Subject& subject, std::string repro) {
   record.status = Status::pass;
   record.repro = std::move(repro);
 
-  std::optional<Material> material;
+  std::optional<Props> props;
   {
     const Stopwatch watch(record.seconds["inputs"]);
-    material.emplace(subject);
+    props.emplace(subject);
   }
   std::optional<WorkerFailure> failure;
   {
@@ -326,9 +254,9 @@ CaseRecord Executor::run(const Subject& subject, std::string repro) {
     record.status = Status::unsupported;
     record.reason = "does not declare determinism " + level;
   } else if (!c.alongside.empty()) {
-    run_alongside(subject, *material, record);
+    run_alongside(script_of(subject, *props), record);
   } else {
-    run_alone(subject, *material, record);
+    run_alone(script_of(subject, *props), record);
   }
   double radius = subject.worst_radius;
   for (const std::string& id : c.alongside) {

@@ -13,14 +13,17 @@
 #include <vector>
 
 #include "cases/case.h"
-#include "golden/golden.h"
 #include "runner/conventions.h"
 #include "runner/record.h"
+#include "runner/subjects.h"
 #include "runner/worker_client.h"
 
 namespace attest {
 
+class Playing;
 class RunBits;
+struct Script;
+struct StepOutcome;
 
 struct BackendChoice {
   std::filesystem::path library;
@@ -28,18 +31,6 @@ struct BackendChoice {
   WorkerOptions worker;
   std::chrono::milliseconds limit{10000};  ///< For each call of the backend, by the parent's clock.
 };
-
-/// A case with what it is judged by.
-struct Subject {
-  const Case* c = nullptr;
-  Golden golden;
-  double worst_radius = 0;  ///< The golden's.
-  std::string inputs_hash;  ///< Of the inputs that the golden was made from; empty: not checked.
-};
-
-/// Finds a case that another one names: those it runs alongside, those whose rows must have the same bits. Called from
-/// several threads; throws Error if there is no such case. What it answers lives as long as the executor.
-using FindSubject = std::function<const Subject&(const std::string& id)>;
 
 /// Runs cases one after the other in the thread that made it.
 class Executor {
@@ -50,32 +41,35 @@ class Executor {
   Executor& operator=(const Executor&) = delete;
 
   /// Runs and judges a case; `repro` goes into the record. Throws Error where the suite itself is at fault: the inputs
-  /// are not the golden's, a case is named that cannot be found or that has nothing to compare.
-  CaseRecord run(const Subject& subject, std::string repro);
+  /// are not the golden's, a case is named that cannot be found or that has nothing to compare. `outcomes` gets what
+  /// each step has left behind: one per step that was answered, empty ones for steps that are no attend; of a case that
+  /// is run several times, those of the last time that decided something.
+  CaseRecord run(const Subject& subject, std::string repro, std::vector<StepOutcome>* outcomes = nullptr);
 
  private:
-  class Material;
-  struct Running;
+  /// One that is played on a plan of the worker's.
+  struct Part;
 
   /// A worker with the backend open, or why there is none.
   std::optional<WorkerFailure> ensure_worker();
   /// Gives the backend a problem; false if its answer is the verdict.
-  bool prepare(Running& running, CaseRecord& record);
-  void release(Running& running, CaseRecord& record);
+  bool prepare(Part& part, CaseRecord& record);
+  void release(Part& part, CaseRecord& record);
   /// Takes step `s` of all of these, at the same time if they are several; false if there is nothing to go on with.
-  bool step(std::vector<Running*> group, size_t s, CaseRecord& record);
+  bool step(std::vector<Part*> group, size_t s, CaseRecord& record);
   /// Prepares, plays through and releases; what the judges found goes into the record.
-  void play(const std::vector<Running*>& group, CaseRecord& record);
-  void run_alone(const Subject& subject, const Material& material, CaseRecord& record);
-  void run_alongside(const Subject& subject, const Material& material, CaseRecord& record);
-  void check_bits(const Subject& subject, const Material& material, const RunBits& reference, CaseRecord& record);
+  void play(const std::vector<Part*>& group, CaseRecord& record);
+  void run_alone(const Script& script, CaseRecord& record);
+  void run_alongside(const Script& script, CaseRecord& record);
+  void check_bits(const Script& script, const RunBits& reference, CaseRecord& record);
   [[nodiscard]] const Subject& find(const Case& c, const std::string& id) const;
   void failed(CaseRecord& record, const WorkerFailure& failure, size_t s, std::string_view during) const;
 
   BackendChoice choice_;
   FindSubject find_;
   std::unique_ptr<Worker> worker_;
-  Conventions conventions_;  ///< That the open backend declares.
+  Conventions conventions_;                       ///< That the open backend declares.
+  std::vector<StepOutcome>* outcomes_ = nullptr;  ///< Where the case that is run leaves what its steps did.
 };
 
 }  // namespace attest

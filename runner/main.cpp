@@ -55,8 +55,10 @@ int run(int argc, char** argv) {
                  "Folder with cases/, golden/ and spec/ (default: the one this was built with)");
   int exit_code = attest::exit_ok;
   attest::add_certify_command(app, common, exit_code);
+  attest::add_diagnose_command(app, common, exit_code);
   attest::add_cases_command(app, common, exit_code);
   attest::add_golden_command(app, common, exit_code);
+  attest::add_mutants_command(app, common, exit_code);
   attest::add_report_command(app, common, exit_code);
   attest::add_doctor_command(app, common, exit_code);
 

@@ -271,7 +271,9 @@ Records read_records(const std::filesystem::path& path) {
     Fields fields(json, place);
     const auto kind = fields.required<std::string>("record");
     if (!has_run && kind != "run") throw Error::at(place, "got a \"{}\" record, wanted \"run\" first", kind);
-    if (records.end) throw Error::at(place, "got a \"{}\" record after \"end\"", kind);
+    if (records.diagnosis || (records.end && kind != "diagnosis")) {
+      throw Error::at(place, "got a \"{}\" record after \"{}\"", kind, records.diagnosis ? "diagnosis" : "end");
+    }
     if (kind == "run") {
       if (has_run) throw Error::at(place, "got a second \"run\" record, wanted one");
       records.run = run_from_json(fields);
@@ -282,6 +284,8 @@ Records read_records(const std::filesystem::path& path) {
       if (!ids.insert(id).second) throw Error::at(place, "the case \"{}\" is there twice", id);
     } else if (kind == "end") {
       records.end = end_from_json(fields);
+    } else if (kind == "diagnosis" && records.end) {
+      records.diagnosis = diagnosis_from_json(fields);
     } else {
       throw Error::at(fields.place("record"), "got \"{}\", wanted one of: run, case, end", kind);
     }

@@ -3,6 +3,7 @@
 // spec/schema/record.schema.json). A report can be made again from them without the backend.
 //
 // A file is one `run` line, one `case` line per case as it finished, one `end` line; without its end it is incomplete.
+// A `diagnosis` line may follow.
 // Workers finish in any order, so each case has its place in the plan.
 #pragma once
 
@@ -15,6 +16,7 @@
 
 #include "cases/json.h"
 #include "runner/conventions.h"
+#include "runner/explain.h"
 
 namespace attest {
 
@@ -83,6 +85,7 @@ struct Records {
   RunRecord run;
   std::vector<CaseRecord> cases;
   std::optional<EndRecord> end;
+  std::optional<Diagnosis> diagnosis;  ///< Of a run with failing cases, unless it was not wanted.
 };
 
 Json to_json(const RunRecord& run);

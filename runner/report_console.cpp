@@ -217,6 +217,7 @@ std::string console_summary(const Records& records, bool colour) {
   if (!result.profiles.empty()) text += profile_table(result, colour);
   text += failure_list(records, result, colour);
   text += time_table(records, colour);
+  if (records.diagnosis) text += "\n" + diagnosis_text(*records.diagnosis, colour, Detail::brief);
   const char* code = result.certified ? "1;32" : "1;31";
   const size_t verdict =
       result.certified ? std::string_view("CERTIFIED").size() : std::string_view("NOT CERTIFIED").size();

@@ -276,6 +276,7 @@ std::string html_report(const Records& records) {
   page += error_map_definitions();
   page += "<main>\n" + banner(records, result, failing.size());
   page += "<div class=\"columns\">\n" + facts(records) + profiles(result) + "</div>\n";
+  if (records.diagnosis) page += diagnosis_html(*records.diagnosis);
   if (!records.cases.empty()) page += families(records);
   page += times(records);
   if (!failing.empty()) {

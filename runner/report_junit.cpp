@@ -122,8 +122,10 @@ std::string junit_report(const Records& records) {
   const Verdict verdict = result.certified                   ? Verdict::pass
                           : result.subset && result.complete ? Verdict::skipped
                                                              : Verdict::failure;
+  const std::string diagnosis =
+      records.diagnosis ? diagnosis_text(*records.diagnosis, false, Detail::brief) : std::string();
   const std::string cases =
-      test_case("certificate", "certificate", verdict, "not-certified", result.line, "", 0, counts);
+      test_case("certificate", "certificate", verdict, "not-certified", result.line, diagnosis, 0, counts);
   suite("certificate", cases, counts);
 
   return fmt::format("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites{}{}>\n{}</testsuites>\n",

@@ -48,6 +48,7 @@ std::string markdown_report(const Records& records) {
       fmt::format("# attest: {}\n\n**{}**\n", escape_markdown(records.run.backend), escape_markdown(result.line));
   text += "\n|Run||\n|-|-|\n";
   for (const auto& [label, value] : run_facts(records)) text += fmt::format("|{}|{}|\n", label, escape_markdown(value));
+  if (records.diagnosis) text += diagnosis_markdown(*records.diagnosis);
   if (!result.profiles.empty()) text += "\n## Profiles\n\n" + profiles(result);
   if (!records.cases.empty()) text += "\n## Families\n\n" + families(records);
 

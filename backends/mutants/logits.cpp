@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// One logit: what masks it by position, scale, cap, ALiBi, mask.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "kernel.h"
+
+namespace mutants {
+namespace {
+
+/// Where a query stands for the window (clause M5).
+std::int64_t window_position(const Call& c, const Sequence& s, std::int64_t i) {
+  return c.p.causal == ATTEST_CAUSAL_TOP_LEFT ? i : s.first_position + i;
+}
+
+/// In the softmax's units; what is finite stays so.
+float in_units(const Call& c, float x) {
+  return c.numerics.exp2 && x != minus_infinity ? std::max(x * c.numerics.units(), lowest) : x;
+}
+
+}  // namespace
+
+std::int64_t stage::causal_end(const Call& c, const Sequence& s, std::int64_t i) {
+  if (c.p.causal == ATTEST_CAUSAL_NONE) return s.total;
+  return (c.p.causal == ATTEST_CAUSAL_TOP_LEFT ? i : s.first_position + i) + 1;
+}
+
+std::int64_t stage::window_begin(const Call& c, const Sequence& s, std::int64_t i) {
+  return c.p.window_left < 0 ? 0 : window_position(c, s, i) - c.p.window_left;
+}
+
+std::int64_t stage::window_end(const Call& c, const Sequence& s, std::int64_t i) {
+  return c.p.window_right < 0 ? s.total : window_position(c, s, i) + c.p.window_right + 1;
+}
+
+std::int64_t stage::tested_position(const Call& /*c*/, const Sequence& /*s*/, std::int64_t j) {
+  return j;
+}
+
+KeyRange visible(const Call& c, const Sequence& s, std::int64_t i) {
+  const std::int64_t end = std::min(c.hooks.causal_end(c, s, i), c.hooks.window_end(c, s, i));
+  const std::int64_t begin = std::clamp<std::int64_t>(c.hooks.window_begin(c, s, i), 0, s.total);
+  return {begin, std::clamp(end, begin, s.total)};
+}
+
+/// A View reads extents of 1 as if they were whole.
+float stage::mask(const Call& c, const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) {
+  const DLTensor& tensor = *c.step.mask;
+  if (j >= tensor.shape[3]) return 0;
+  if (c.p.mask == ATTEST_MASK_ADDITIVE) return NumberView<4>(tensor)(s.b, h, i, j);
+  return View<const std::uint8_t, 4>(tensor)(s.b, h, i, j) != 0 ? 0 : minus_infinity;
+}
+
+float stage::dot(const Call& c, const float* query, const float* key) {
+  return dot_product(c.numerics.dot, query, key, c.p.qk_head_dim);
+}
+
+float stage::cap(const Call& c, float logit) {
+  const auto cap = static_cast<float>(c.p.softcap);
+  const float x = logit / cap;
+  return cap * (c.numerics.tanh_through_exp ? 1 - 2 / (std::exp(2 * x) + 1) : std::tanh(x));
+}
+
+float stage::soften(const Call& c, const Sequence& s, float dot) {
+  const float scale = c.numerics.scaling == Scaling::logit ? s.scale : 1;
+  if (c.p.softcap > 0) return c.hooks.cap(c, dot * scale) * c.numerics.units();
+  return dot * (scale * c.numerics.units());
+}
+
+std::int64_t stage::distance(const Call& /*c*/, const Sequence& s, std::int64_t i, std::int64_t j) {
+  return std::abs(s.first_position + i - j);
+}
+
+float logit(const Call& c, const Sequence& s, const Row& row, const float* key, std::int64_t j) {
+  const std::int64_t tested = c.hooks.tested_position(c, s, j);
+  const bool seen = row.keys.begin <= tested && tested < row.keys.end;
+  const float mask = c.step.mask == nullptr ? 0 : c.hooks.mask(c, s, row.head, row.i, j);
+  if (!seen || mask == minus_infinity) return c.hooks.masked(c, !seen, mask);
+  float x = c.hooks.soften(c, s, c.hooks.dot(c, row.query.data(), key));
+  if (!c.kernel.slopes.empty()) {
+    const float slope = c.kernel.slopes[static_cast<std::size_t>(row.head)] * c.numerics.units();
+    x -= slope * static_cast<float>(c.hooks.distance(c, s, row.i, j));
+  }
+  return mask == 0 ? x : x + in_units(c, mask);
+}
+
+}  // namespace mutants

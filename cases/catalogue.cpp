@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cases/catalogue.h"
+
+#include <algorithm>
+#include <set>
+
+#include "cases/json.h"
+
+namespace attest {
+namespace {
+
+using Strings = std::vector<std::string>;
+
+template <typename List>
+auto find_in(const List& list, std::string_view id) -> decltype(list.data()) {
+  const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return one.id == id; });
+  return found == list.end() ? nullptr : &*found;
+}
+
+/// Reads the objects of a list that have an id, which no two may share.
+template <typename T, typename Read>
+std::vector<T> read_list(Fields& fields, std::string_view name, const Read& read) {
+  std::vector<T> list;
+  std::set<std::string> ids;
+  const Json& array = fields.array(name);
+  for (size_t i = 0; i < array.size(); ++i) {
+    Fields one(array[i], fmt::format("{}[{}]", fields.place(name), i));
+    list.push_back(read(one));
+    if (!ids.insert(list.back().id).second) {
+      throw Error::at(one.place("id"), "got \"{}\", which is taken", list.back().id);
+    }
+    one.finish();
+  }
+  return list;
+}
+
+void check_groups(const Catalogue& catalogue, const std::string& place) {
+  for (const BugGroup& group : catalogue.groups) {
+    for (const std::string& id : group.bugs) {
+      const Bug* bug = catalogue.find(id);
+      if (bug == nullptr || bug->group != group.id) {
+        throw Error::at(place, "the group {} names {}, which does not name it", group.id, id);
+      }
+    }
+  }
+  for (const Bug& bug : catalogue.bugs) {
+    if (bug.group.empty()) continue;
+    const BugGroup* group = catalogue.find_group(bug.group);
+    if (group == nullptr || std::find(group->bugs.begin(), group->bugs.end(), bug.id) == group->bugs.end()) {
+      throw Error::at(place, "{} names the group {}, which does not name it", bug.id, bug.group);
+    }
+  }
+}
+
+}  // namespace
+
+const Bug* Catalogue::find(std::string_view id) const {
+  return find_in(bugs, id);
+}
+
+const BugGroup* Catalogue::find_group(std::string_view id) const {
+  return find_in(groups, id);
+}
+
+Catalogue load_catalogue(const std::filesystem::path& root) {
+  const std::string place = (root / "cases" / "bugs.json").string();
+  const Json json = read_json_file(place);
+  Fields fields(json, place);
+  if (const auto schema = fields.required<std::string>("schema"); schema != "attest/bugs/1") {
+    throw Error::at(fields.place("schema"), "got \"{}\", wanted \"attest/bugs/1\"", schema);
+  }
+  Catalogue catalogue;
+  catalogue.bugs = read_list<Bug>(fields, "bugs", [](Fields& one) {
+    return Bug{one.required<std::string>("id"),
+               one.required<std::string>("area"),
+               one.required<std::string>("fault"),
+               one.required<std::string>("symptom"),
+               one.required<std::string>("visible_with"),
+               one.optional<std::string>("missed_by", ""),
+               one.optional<std::string>("look_for", ""),
+               one.optional<std::string>("group", ""),
+               one.optional<std::string>("weak", ""),
+               one.required<Strings>("links"),
+               one.required<Strings>("source")};
+  });
+  catalogue.groups = read_list<BugGroup>(fields, "groups", [](Fields& one) {
+    return BugGroup{one.required<std::string>("id"), one.required<Strings>("bugs"),
+                    one.required<std::string>("how_to_separate")};
+  });
+  if (fields.has("correct")) {
+    catalogue.correct = read_list<Variant>(fields, "correct", [](Fields& one) {
+      return Variant{one.required<std::string>("id"), one.required<std::string>("about")};
+    });
+  }
+  fields.finish();
+  check_groups(catalogue, place);
+  return catalogue;
+}
+
+}  // namespace attest
