@@ -462,7 +462,7 @@ class Detective {
         (together ? here : away).push_back(other);
       }
       if (here.size() > 1) return kin->how_to_separate;
-      return fmt::format("it is easily taken for {}, which what was run contradicts", fmt::join(away, ", "));
+      return fmt::format("Easily taken for {}, which the cases that were run rule out.", fmt::join(away, ", "));
     }
     return "";
   }

@@ -157,6 +157,40 @@ std::string safe(std::string_view text) {
   return escape_text(printable(text));
 }
 
+/// Which correct kernel the prediction was made with, where that matters.
+std::string kind(const Explanation& one) {
+  return one.variant.empty() ? "" : fmt::format("As it shows in a kernel of the kind \"{}\".", one.variant);
+}
+
+std::vector<std::string> lines(std::string_view text) {
+  std::vector<std::string> list;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    list.emplace_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return list;
+}
+
+/// An address of any other kind stays text.
+bool is_address(const std::string& link) {
+  return link.starts_with("https://github.com/");
+}
+
+std::string portrait_html(const BugPortrait& bug) {
+  std::string text = fmt::format("<div class=\"finding\"><p><span class=\"kind\">{}</span> <span class=\"chip\">{}</span> {}</p>",
+                                 safe(bug.id), safe(bug.area), safe(story(bug)));
+  if (!bug.look_for.empty()) text += fmt::format("<p>Look for: {}</p>", safe(bug.look_for));
+  std::string links;
+  for (const std::string& link : bug.links) {
+    links += is_address(link) ? fmt::format("<a href=\"{}\">{}</a> ", escape_attribute(printable(link)),
+                                            safe(std::string_view(link).substr(19)))
+                              : safe(link) + " ";
+  }
+  if (!links.empty()) text += fmt::format("<p>{}</p>", links);
+  return text + "</div>\n";
+}
+
 }  // namespace
 
 Json to_json(const Diagnosis& diagnosis) {
@@ -238,7 +272,7 @@ std::string diagnosis_text(const Diagnosis& diagnosis, bool colour, Detail detai
     }
     if (i > 0) text += fmt::format("  less exactly: {}\n", printable(claim_text(one, diagnosis)));
     text += wrapped(printable(facts(one)), 4);
-    if (!one.variant.empty()) text += fmt::format("    as in a kernel of the kind \"{}\"\n", printable(one.variant));
+    text += wrapped(printable(kind(one)), 4);
     if (!one.apart.empty()) text += wrapped(printable(one.apart), 4);
     if (i > 0) continue;
     for (size_t b = 0; b < one.portraits.size(); ++b) {
@@ -262,44 +296,32 @@ std::string diagnosis_text(const Diagnosis& diagnosis, bool colour, Detail detai
 
 std::string diagnosis_html(const Diagnosis& diagnosis) {
   const bool explained = diagnosis.verdict == Diagnosis::Verdict::explained;
-  std::string text = fmt::format("<h2>Diagnosis <small>{}</small></h2>\n<div class=\"card diagnosis\">\n<p class=\"{}\">{}</p>\n",
-                                 diagnosis.predictions > 0 ? safe(effort(diagnosis)) : "", explained ? "claim" : "claim amber",
-                                 safe(diagnosis.line));
+  std::string text =
+      fmt::format("<h2>Diagnosis <small>{}</small></h2>\n<div class=\"card diagnosis{}\">\n<p class=\"claim\">{}</p>\n",
+                  diagnosis.predictions > 0 ? safe(effort(diagnosis)) : "", explained ? "" : " open",
+                  safe(diagnosis.line));
+  const auto paragraph = [&](std::string_view css, const std::string& words) {
+    if (!words.empty()) text += fmt::format("<p class=\"{}\">{}</p>\n", css, safe(words));
+  };
   for (size_t i = 0; i < diagnosis.explanations.size(); ++i) {
     const Explanation& one = diagnosis.explanations[i];
     if (!one.whole) {
-      text += fmt::format("<p>A part at best: {}</p>\n", safe(part_claim(one, diagnosis)));
-      if (!one.against.empty()) text += fmt::format("<p class=\"mono soft\">{}</p>\n", safe(one.against));
-      continue;
+      paragraph("", "A part at best: " + part_claim(one, diagnosis));
+      paragraph("mono soft", one.against);
+    } else {
+      if (i > 0) paragraph("", "Less exactly: " + claim_text(one, diagnosis));
+      paragraph("soft", facts(one));
+      paragraph("soft", kind(one));
+      paragraph("soft", one.apart);
     }
-    if (i > 0) text += fmt::format("<p>Less exactly: {}</p>\n", safe(claim_text(one, diagnosis)));
-    text += fmt::format("<p class=\"soft\">{}</p>\n", safe(facts(one)));
-    if (!one.apart.empty()) text += fmt::format("<p class=\"soft\">{}</p>\n", safe(one.apart));
-    for (const BugPortrait& bug : one.portraits) {
-      text += fmt::format("<div class=\"finding\"><p><span class=\"kind\">{}</span> <span class=\"chip\">{}</span>{}</p>",
-                          safe(bug.id), safe(bug.area), safe(story(bug)));
-      if (!bug.look_for.empty()) text += fmt::format("<p>Look for: {}</p>", safe(bug.look_for));
-      std::string links;
-      for (const std::string& link : bug.links) {
-        // An address of any other kind stays text.
-        links += link.starts_with("https://github.com/")
-                     ? fmt::format("<a href=\"{}\">{}</a> ", escape_attribute(printable(link)), safe(link.substr(19)))
-                     : safe(link) + " ";
-      }
-      if (!links.empty()) text += fmt::format("<p>{}</p>", links);
-      text += "</div>\n";
-    }
+    for (const BugPortrait& bug : one.portraits) text += portrait_html(bug);
   }
-  for (const std::string& note : diagnosis.notes) text += fmt::format("<p class=\"soft\">Note: {}</p>\n", safe(note));
+  for (const std::string& note : diagnosis.notes) paragraph("soft", "Note: " + note);
   if (!diagnosis.trace.empty()) {
     std::string trace;
-    for (size_t at = 0; at < diagnosis.trace.size();) {
-      const size_t end = std::min(diagnosis.trace.find('\n', at), diagnosis.trace.size());
-      trace += safe(std::string_view(diagnosis.trace).substr(at, end - at)) + "\n";
-      at = end + 1;
-    }
-    text += fmt::format("<details><summary>Trace of the simplest failing case</summary><pre class=\"repro\">{}</pre></details>\n",
-                        trace);
+    for (const std::string& line : lines(diagnosis.trace)) trace += safe(line) + "\n";
+    text += fmt::format(
+        "<details><summary>Trace of the simplest failing case</summary><pre class=\"trace\">{}</pre></details>\n", trace);
   }
   return text + "</div>\n";
 }
@@ -321,7 +343,7 @@ std::string diagnosis_markdown(const Diagnosis& diagnosis) {
       text += fmt::format("- {}: {}", code_markdown(bug.id), escape_markdown(story(bug)));
       if (!bug.look_for.empty()) text += " Look for: " + escape_markdown(bug.look_for);
       for (const std::string& link : bug.links) {
-        if (link.starts_with("https://github.com/")) text += fmt::format(" <{}>", escape_markdown(link));
+        if (is_address(link)) text += fmt::format(" <{}>", escape_markdown(link));
       }
       text += "\n";
     }

@@ -88,6 +88,13 @@ details.failure[open] > summary::after { content: "▾"; }
 summary .id { font-weight: 650; overflow-wrap: anywhere; }
 summary .about { color: var(--soft); }
 .body { padding: 2px 18px 18px; }
+.diagnosis { padding: 16px 18px 6px; border-left: 8px solid var(--good); }
+.diagnosis.open { border-left-color: var(--warn); }
+.diagnosis p { margin: 0 0 8px; overflow-wrap: anywhere; }
+.diagnosis .claim { font-size: 17px; font-weight: 650; }
+.diagnosis summary { cursor: pointer; color: var(--soft); margin: 0 0 10px; }
+.trace { overflow-x: auto; margin: 0 0 12px; padding: 10px 14px; background: var(--code); border: 1px solid var(--line);
+  border-radius: 7px; font: 12px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .finding { padding: 10px 0 12px; border-top: 1px solid var(--line); }
 .finding p { margin: 0; overflow-wrap: anywhere; }
 .finding .kind { font-weight: 650; }

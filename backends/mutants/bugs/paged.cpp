@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <stdexcept>
+#include <string>
 
 #include "bugs.h"
 
@@ -75,12 +77,13 @@ const std::vector<Bug> paged_bugs{
             });
      }},
 
-    {"page-table-oob",  // nothing comes of it but the access
+    {"page-table-oob",  // a device reports the access to a page that is none as an error
      [](Hooks& k) {
        wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
-         if (paged(c)) {
-           const volatile std::int32_t* const entries = c.table.data();
-           static_cast<void>(entries[c.table.offset(b, t / c.p.page_size + 1)]);
+         if (!paged(c)) return right(c, b, t);
+         const std::int64_t prefetched = c.table(b, t / c.p.page_size + 1), pages = c.keys.cache->shape(0);
+         if (prefetched < 0 || prefetched >= pages) {
+           throw std::runtime_error("illegal memory access: page " + std::to_string(prefetched));
          }
          return right(c, b, t);
        });
