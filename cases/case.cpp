@@ -98,11 +98,19 @@ MaskSpec mask_from_json(const Json& json, const std::string& place, const Proble
 InputSpec inputs_from_json(const Json& json, const std::string& place, const Problem& problem) {
   Fields fields(json, place);
   InputSpec spec;
-  spec.recipe = fields.required<std::string>("recipe");
-  if (!has_recipe(spec.recipe)) {
-    throw Error::at(fields.place("recipe"), "got \"{}\", wanted one of: {}", spec.recipe, recipe_names());
+  if (fields.has("given")) {
+    spec.recipe = "given";
+    spec.given = fields.required<std::string>("given");
+    if (spec.given.size() != 64 || spec.given.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      throw Error::at(fields.place("given"), "got \"{}\", wanted a SHA-256: 64 digits 0-9 and a-f", spec.given);
+    }
+  } else {
+    spec.recipe = fields.required<std::string>("recipe");
+    if (!has_recipe(spec.recipe)) {
+      throw Error::at(fields.place("recipe"), "got \"{}\", wanted one of: {}", spec.recipe, recipe_names());
+    }
+    spec.seed = fields.optional<int64_t>("seed", 1);
   }
-  spec.seed = fields.optional<int64_t>("seed", 1);
   spec.poison = fields.choice("poison", kPoisons, Poison::nan);
   if (problem.level == Level::layer) {
     spec.weights = fields.choice("weights", kWeights, WeightKind::uniform);
@@ -212,6 +220,21 @@ Step attend_from_json(Fields& fields, const Problem& problem) {
   return step;
 }
 
+Step load_from_json(Fields& fields, const Problem& problem) {
+  Step step;
+  step.kind = StepKind::load;
+  step.keys = per_sequence(fields, "load", problem.batch);
+  const int64_t tokens = *std::max_element(step.keys.begin(), step.keys.end());
+  if (tokens == 0) throw Error::at(fields.place("load"), "got no token, wanted one or more");
+  if (problem.cache != CacheKind::none && problem.cache != CacheKind::contiguous) {
+    throw Error::at(fields.place("load"), "got a {} cache, wanted a contiguous one",
+                    problem.cache == CacheKind::paged ? "paged" : "ring");
+  }
+  if (problem.quantised()) throw Error::at(fields.place("load"), "wanted a cache of the problem's dtype, not of codes");
+  check_size(token_elements(problem, tokens), fields.place("load"), "a tensor of the step");
+  return step;
+}
+
 /// One JSON step; `repeat` makes several.
 std::vector<Step> steps_from_json(const Json& json, const std::string& place, const Problem& problem) {
   Fields fields(json, place);
@@ -227,6 +250,8 @@ std::vector<Step> steps_from_json(const Json& json, const std::string& place, co
     const int64_t tokens = std::max(*std::max_element(step.queries.begin(), step.queries.end()),
                                     *std::max_element(step.keys.begin(), step.keys.end()));
     check_size(token_elements(problem, tokens) * static_cast<double>(repeat), place, "a tensor of the step");
+  } else if (fields.has("load")) {
+    step = load_from_json(fields, problem);
   } else if (fields.has("truncate")) {
     step.kind = StepKind::truncate;
     step.lengths = per_sequence(fields, "truncate", problem.batch);
@@ -251,7 +276,7 @@ std::vector<Step> steps_from_json(const Json& json, const std::string& place, co
       throw Error::at(fields.place("merge"), "got {}, wanted 2 to {}", step.parts, kMaxRepeat);
     }
   } else {
-    throw Error::at(place, "wanted a step: one of attend, truncate, reset, fork, reorder, merge");
+    throw Error::at(place, "wanted a step: one of attend, load, truncate, reset, fork, reorder, merge");
   }
   fields.finish();
   const bool cached = problem.cache != CacheKind::none;
@@ -289,6 +314,8 @@ Json to_json(const Step& step) {
       return {{"reorder", step.sequences}};
     case StepKind::merge:
       return {{"merge", step.parts}};
+    case StepKind::load:
+      return {{"load", step.keys}};
   }
   return {};
 }
@@ -306,6 +333,7 @@ std::string golden_hash(const Case& c) {
   if (!mask.pattern.empty()) inputs["mask"] = {mask.pattern, mask.batch, mask.heads, mask.queries};
   if (!c.inputs.slots.empty()) inputs["slots"] = c.inputs.slots;
   if (c.inputs.saturate) inputs["saturate"] = true;
+  if (!c.inputs.given.empty()) inputs["given"] = c.inputs.given;
   const Json json{{"problem", to_json(c.problem)}, {"inputs", inputs}, {"steps", steps}, {"rows", c.checked_rows}};
   return sha256(json.dump());
 }
@@ -394,8 +422,9 @@ std::string identity(const Case& c) {
   for (size_t i = 0; i < c.steps.size();) {
     const Step& step = c.steps[i];
     if (step.kind != StepKind::attend) {
-      static const std::vector<std::string> names{"attend", "truncate", "reset", "fork", "reorder", "merge"};
+      static const std::vector<std::string> names{"attend", "truncate", "reset", "fork", "reorder", "merge", "load"};
       steps += " " + names[static_cast<size_t>(step.kind)];
+      if (step.kind == StepKind::load) steps += std::to_string(*std::max_element(step.keys.begin(), step.keys.end()));
       ++i;
       continue;
     }

@@ -31,6 +31,7 @@ struct MaskSpec {
 
 struct InputSpec {
   std::string recipe;  ///< A name of cases/recipes.cpp.
+  std::string given;   ///< SHA-256 of inputs that come with the case, in place of a recipe; empty: none do.
   int64_t seed = 1;
   Poison poison = Poison::nan;
   bool self = true;  ///< Layer level: one tensor serves as query, key and value.
@@ -51,14 +52,14 @@ struct Malformed {
   std::string change;    ///< dtype, rank, batch, heads, head_dim
 };
 
-enum class StepKind : int { attend, truncate, reset, fork, reorder, merge };
+enum class StepKind : int { attend, truncate, reset, fork, reorder, merge, load };
 
 /// One step of the protocol (clauses P*). Only `attend` calls the backend; the others are the suite's own operations:
 /// on the cache, or (`merge`, clause E2) on results.
 struct Step {
   StepKind kind = StepKind::attend;
   std::vector<int64_t> queries;    ///< attend: query tokens per sequence.
-  std::vector<int64_t> keys;       ///< attend: key tokens per sequence; with a cache, appended.
+  std::vector<int64_t> keys;       ///< attend: key tokens per sequence; with a cache, appended. load: tokens put there.
   std::vector<int64_t> lengths;    ///< truncate: new length per sequence.
   std::vector<int64_t> sequences;  ///< reset: which sequences. reorder: slot b takes what slot sequences[b] held.
   int64_t from = 0, to = 0;        ///< fork: slot `to` becomes a copy of slot `from`.
@@ -112,7 +113,7 @@ struct Case {
   std::string hash;  ///< SHA-256 over everything that a golden depends on.
 };
 
-/// Reads a case of a file; `place` is the file and index for errors, `defaults` the file's common fields.
+/// Reads a case of a file; `place` is the file and index for errors.
 Case case_from_json(const Json& json, const std::string& family, const std::string& place);
 /// One line with its whole identity; `attest cases list` prints it and `--filter` matches it.
 std::string identity(const Case& c);

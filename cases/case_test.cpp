@@ -4,6 +4,8 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include "cases/inputs.h"
+
 using attest::Case;
 using attest::Json;
 using Catch::Matchers::ContainsSubstring;
@@ -237,4 +239,36 @@ TEST_CASE("features that cannot be are refused, with the field and what was want
   Json bitwise = minimal();
   bitwise["bitwise"] = Json::object();
   check_refused(bitwise, "bitwise");
+}
+
+TEST_CASE("a load wants a contiguous cache of the problem's dtype") {
+  const auto load = [](const std::string& problem, const std::string& tokens, const std::string& why) {
+    Json json = minimal();
+    for (const char* field : {"cache", "capacity"}) json["problem"].erase(field);
+    json["problem"].update(Json::parse(problem));
+    json["steps"] = Json::parse(R"([{"load": )" + tokens + R"(}, {"attend": 1}])");
+    if (!why.empty()) return check_refused(json, why);
+    const Case c = parse(json);
+    CHECK(c.steps[0].kind == attest::StepKind::load);
+    CHECK(attest::identity(c).find(" load4 1]") != std::string::npos);
+  };
+  const std::string cache = R"({"cache": "contiguous", "capacity": 9})";
+  load(cache, "4", "");
+  load(cache, "0", "steps[0].load: got no token");
+  load(cache, "[1, 2, 3, 4]", "steps[0].load: got 4 entries");
+  load(cache, "-1", "steps[0].load: got -1");
+  load("{}", "4", "wanted a problem with a cache for this step");
+  load(R"({"cache": "paged", "capacity": 9, "page_size": 2})", "4", "got a paged cache, wanted a contiguous one");
+  load(R"({"cache": "contiguous", "capacity": 9, "cache_dtype": "i8", "kv_scale": "token"})", "4", "not of codes");
+}
+
+TEST_CASE("inputs that come with a case are named by their hash, which the case's hash covers") {
+  Json json = minimal();
+  json["inputs"] = {{"given", std::string(64, 'a')}};
+  const Case one = parse(json);
+  json["inputs"] = {{"given", std::string(64, 'b')}};
+  CHECK(parse(json).hash != one.hash);
+  CHECK_THROWS_AS(attest::generate_inputs(one, attest::play(one)), attest::Error);
+  json["inputs"] = {{"given", "abc"}};
+  check_refused(json, "inputs.given: got \"abc\", wanted a SHA-256");
 }

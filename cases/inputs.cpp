@@ -112,7 +112,7 @@ class StepFiller {
   StepFiller(const Case& c, const Timeline& timeline) : c_(c), recipe_(make_recipe(c, timeline)) {}
 
   [[nodiscard]] StepInputs fill(const Moment& moment) const {
-    return c_.problem.level == Level::core ? core(moment) : layer(moment);
+    return c_.problem.level == Level::core || moment.step.kind == StepKind::load ? core(moment) : layer(moment);
   }
 
  private:
@@ -122,10 +122,11 @@ class StepFiller {
 
   [[nodiscard]] StepInputs core(const Moment& moment) const {
     const Problem& p = c_.problem;
-    StepInputs in{zeros({p.batch, moment.max_queries, p.query_heads, p.qk_head_dim}),
-                  zeros({p.batch, moment.max_keys, p.kv_heads, p.qk_head_dim}),
-                  zeros({p.batch, moment.max_keys, p.kv_heads, p.v_head_dim}),
-                  {}};
+    StepInputs in{
+        moment.max_queries == 0 ? Dense<float>{} : zeros({p.batch, moment.max_queries, p.query_heads, p.qk_head_dim}),
+        zeros({p.batch, moment.max_keys, p.kv_heads, p.qk_head_dim}),
+        zeros({p.batch, moment.max_keys, p.kv_heads, p.v_head_dim}),
+        {}};
     for (const Row& row : moment.rows) {
       for (int64_t h = 0; h < p.query_heads; ++h) {
         const int64_t index = (row.sequence * moment.max_queries + row.index) * p.query_heads + h;
@@ -230,10 +231,12 @@ void round_all(const Case& c, Dense<float>& tensor) {
 }  // namespace
 
 Inputs generate_inputs(const Case& c, const Timeline& timeline) {
+  if (!c.inputs.given.empty()) throw Error::at(c.id, "has inputs of its own, which no recipe makes");
   Inputs inputs;
   const StepFiller filler(c, timeline);
   for (const Moment& moment : timeline) {
-    inputs.steps.push_back(moment.step.kind == StepKind::attend ? filler.fill(moment) : StepInputs{});
+    const bool brings = moment.step.kind == StepKind::attend || moment.step.kind == StepKind::load;
+    inputs.steps.push_back(brings ? filler.fill(moment) : StepInputs{});
     StepInputs& step = inputs.steps.back();
     if (moment.step.again) step.query = inputs.steps[moment.query_step].query;
     if (moment.step.kind == StepKind::attend && c.problem.mask != MaskKind::none) step.mask = make_mask(c, moment);

@@ -19,11 +19,11 @@ struct Dense {
   std::vector<T> data;
 };
 
-/// Inputs of one attend step. Padding beyond a sequence's tokens is 0 here; the runner poisons it.
+/// Inputs of one attend or load step. Padding beyond a sequence's tokens is 0 here; the runner poisons it.
 struct StepInputs {
-  Dense<float> query;  ///< Core [B, Sq, Hq, Dk]; layer [B, Sq, d_model].
-  Dense<float> key;    ///< Core [B, Sk, Hk, Dk]; layer [B, Sk, d_model].
-  Dense<float> value;  ///< Core [B, Sk, Hk, Dv]; layer [B, Sk, d_model].
+  Dense<float> query;  ///< Core [B, Sq, Hq, Dk]; layer [B, Sq, d_model]. A load has none.
+  Dense<float> key;    ///< Core [B, Sk, Hk, Dk]; layer [B, Sk, d_model]. A load's are those of the core at both.
+  Dense<float> value;  ///< Core [B, Sk, Hk, Dv]; layer [B, Sk, d_model]; likewise.
   Dense<float> mask;   ///< [B or 1, Hq or 1, Sq or 1, keys after the step]; boolean: 1 and 0. Empty without a mask.
 };
 
@@ -42,11 +42,12 @@ bool is_always_f32(std::string_view name);
 std::vector<std::pair<const char*, const Dense<float>*>> named(const Weights& weights);
 
 struct Inputs {
-  std::vector<StepInputs> steps;  ///< One per moment; empty tensors for those that are no attend.
+  std::vector<StepInputs> steps;  ///< One per moment; empty tensors for those that are no attend or load.
   Weights weights;
   Dense<float> key_scale, value_scale;  ///< Quantised cache with scales of its tensor or heads: f32 [1] or [Hk].
 };
 
+/// Throws Error if the case's inputs come with it (InputSpec::given).
 Inputs generate_inputs(const Case& c, const Timeline& timeline);
 /// SHA-256 over shapes and bytes of every tensor, in a fixed order.
 std::string hash(const Inputs& inputs);

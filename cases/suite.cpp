@@ -72,7 +72,8 @@ void check_known(const std::vector<std::string>& cited, const Names& known, cons
 std::vector<fs::path> case_files(const fs::path& folder) {
   std::vector<fs::path> files;
   for (const auto& family : fs::directory_iterator(folder)) {
-    if (!family.is_directory()) continue;
+    // The challenge's files have the format of its organisers, and are no part of the suite.
+    if (!family.is_directory() || family.path().filename() == "challenge") continue;
     for (const auto& file : fs::directory_iterator(family)) {
       if (file.path().extension() == ".json") files.push_back(file.path());
     }
@@ -102,6 +103,10 @@ void load_case_file(const fs::path& path, std::vector<Case>& cases) {
   for (size_t i = 0; i < list.size(); ++i) {
     cases.push_back(case_from_json(list[i], family, fmt::format("{}: cases[{}]", path.string(), i)));
     cases.back().file = path;
+    if (!cases.back().inputs.given.empty()) {
+      throw Error::at(fmt::format("{}: cases[{}].inputs.given", path.string(), i),
+                      "wanted a recipe: a case of the suite brings no inputs");
+    }
   }
   fields.finish();
 }

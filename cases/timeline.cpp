@@ -147,6 +147,27 @@ void attend(const Case& c, size_t index, const Timeline& timeline, State& state,
   }
 }
 
+/// P8: tokens whose keys and values come from elsewhere.
+void load(const Case& c, size_t index, State& state, Moment& moment) {
+  moment.incoming.resize(state.tokens.size());
+  for (size_t b = 0; b < state.tokens.size(); ++b) {
+    auto& tokens = state.tokens[b];
+    const auto length = static_cast<int64_t>(tokens.size());
+    const int64_t count = moment.step.keys[b];
+    if (length + count > c.problem.capacity) {
+      throw Error::at(step_place(c, index), "loads {} tokens into sequence {}, which has {} of at most {}", count, b,
+                      length, c.problem.capacity);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      moment.incoming[b].push_back({static_cast<int64_t>(b), data_slot(c, b), state.next_serial[b]++, length + i,
+                                    length + i, static_cast<int64_t>(index), i});
+    }
+    tokens.insert(tokens.end(), moment.incoming[b].begin(), moment.incoming[b].end());
+    state.next_query[b] += count;  // their queries were elsewhere: a layer's own input stays that of its token
+    moment.max_keys = std::max(moment.max_keys, count);
+  }
+}
+
 void apply(const Case& c, size_t index, const Timeline& timeline, State& state, Moment& moment) {
   const Step& step = moment.step;
   switch (step.kind) {
@@ -180,6 +201,9 @@ void apply(const Case& c, size_t index, const Timeline& timeline, State& state, 
     }
     case StepKind::reorder:
       state.rearrange(step.sequences);
+      break;
+    case StepKind::load:
+      load(c, index, state, moment);
       break;
   }
 }

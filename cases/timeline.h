@@ -39,7 +39,7 @@ struct Moment {
   std::vector<int64_t> before;               ///< Cache lengths before the step (0 without a cache).
   std::vector<int64_t> after;                ///< And after it; equal to `before` if the step must be refused.
   std::vector<std::vector<Token>> tokens;    ///< Per sequence, the tokens after the step, by position.
-  std::vector<std::vector<Token>> incoming;  ///< attend: per sequence, the step's own keys, refused ones too.
+  std::vector<std::vector<Token>> incoming;  ///< attend, load: per sequence, the step's own keys, refused ones too.
   std::vector<Row> rows;                     ///< attend that must succeed: rows in order (b, i).
   int64_t max_queries = 0, max_keys = 0;     ///< Padded extents Sq and Sk of the step's tensors.
   int64_t max_total = 0;                     ///< Longest sequence after the step.

@@ -200,3 +200,17 @@ TEST_CASE("a sequence in another slot has the same data") {
   CHECK(timeline[0].incoming[2][0].data == 4);
   CHECK(timeline[0].incoming[2][0].origin == 2);
 }
+
+TEST_CASE("loaded tokens lie behind those that are there, and rows follow behind them") {
+  const Timeline timeline = play(make(R"([{"attend": 2}, {"load": [3, 0]}, {"attend": 1}])"));
+  CHECK(timeline[1].before == std::vector<int64_t>{2, 2});
+  CHECK(timeline[1].after == std::vector<int64_t>{5, 2});
+  CHECK(timeline[1].rows.empty());
+  CHECK(timeline[1].max_keys == 3);
+  CHECK(timeline[1].incoming[0][2].position == 4);
+  CHECK(serials(timeline[2].tokens[0]) == std::vector<int64_t>{0, 1, 2, 3, 4, 5});
+  CHECK(timeline[2].rows[0].position == 5);
+  CHECK(timeline[2].rows[0].serial == 5);  // as if the loaded tokens had had queries: a layer's input has both
+  CHECK(timeline[2].rows[1].serial == 2);
+  CHECK_THROWS_AS(play(make(R"([{"attend": 6}, {"load": 3}])")), Error);
+}

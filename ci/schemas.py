@@ -4,6 +4,7 @@
 
     ci/schemas.py                    the cases, the catalogue of bugs, the profiles, the goldens' manifest
     ci/schemas.py FILE.jsonl ...     and the records of runs, line by line
+    ci/schemas.py FILE.json ...      and grades (`attest grade --format json`)
 
 Prints one line for each problem, `file: place: what is wrong`, then what was checked.
 Exit code 1: a problem, or nothing to check; 2: it cannot check at all.
@@ -33,6 +34,7 @@ DATA = [
 ]
 WITHOUT_SCHEMA = {"profiles.schema.json"}  # such data need only be well-formed and not empty
 RECORDS = "record.schema.json"
+GRADE = "grade.schema.json"
 
 
 def no_duplicates(pairs):
@@ -177,7 +179,7 @@ def main(arguments):
     check = Check()
 
     validators = {}
-    for name in sorted({RECORDS, *schemas.documents, *(name for name, _ in DATA)}):
+    for name in sorted({RECORDS, GRADE, *schemas.documents, *(name for name, _ in DATA)}):
         validators[name] = None
         try:
             validators[name] = schemas.validator(name)
@@ -188,13 +190,17 @@ def main(arguments):
             check.report(schemas.folder / name, place(broken.absolute_path), short(broken.message))
 
     for name, pattern in DATA:
-        files = sorted(ROOT.glob(pattern))
+        # cases/challenge has the format of the challenge's organisers; its own tests read it.
+        files = sorted(file for file in ROOT.glob(pattern) if file.parent.name != "challenge")
         if not files:
             check.report(ROOT / pattern, "top level", "no such file")
         for file in files:
             check.document(file, validators[name])
     for argument in arguments:
-        check.lines(pathlib.Path(argument), validators[RECORDS])
+        if argument.endswith(".json"):
+            check.document(pathlib.Path(argument), validators[GRADE])
+        else:
+            check.lines(pathlib.Path(argument), validators[RECORDS])
     print(f"schemas: {check.files} files, {check.problems} problem{'' if check.problems == 1 else 's'}")
     return 1 if check.problems or not check.files else 0
 

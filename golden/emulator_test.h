@@ -65,7 +65,7 @@ class Emulator {
       steps.emplace_back();
       const Moment& moment = timeline_[s];
       for (const auto& sequence : moment.incoming) {
-        if (moment.rows.empty()) continue;
+        if (moment.rows.empty() && moment.step.kind != StepKind::load) continue;
         for (const Token& token : sequence) append(s, token, steps.back());
       }
       if (moment.rows.empty()) continue;
@@ -234,6 +234,14 @@ class Emulator {
     const int64_t at = token.origin * timeline_[s].max_keys + token.index;
     const Weights& w = in_.weights;
     Stored& stored = stored_[{token.origin, token.serial}];
+    if (timeline_[s].step.kind == StepKind::load) {
+      const auto given = [&](const Dense<float>& tensor, int64_t width) {
+        return Vector(tensor.data.begin() + at * width, tensor.data.begin() + (at + 1) * width);
+      };
+      stored.key = given(in_.steps[s].key, p_.kv_heads * p_.qk_head_dim);
+      stored.value = given(in_.steps[s].value, p_.kv_heads * p_.v_head_dim);
+      return;
+    }
     stored.key = take(in_.steps[s].key, at, p_.kv_heads * p_.qk_head_dim, w.k, w.k_bias);
     stored.value = take(in_.steps[s].value, at, p_.kv_heads * p_.v_head_dim, w.v, w.v_bias);
     transform(stored.key, w.k_norm, token.angle, true);

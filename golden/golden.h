@@ -71,7 +71,11 @@ std::string suite_hash(const std::filesystem::path& root);
 
 /// Bytes of a golden file. Inputs travel along when they are small, so that any language can use the case.
 struct Inputs;
-std::string encode(const Case& c, const Inputs& inputs, const Golden& golden);
+inline constexpr size_t kSmallInputs = 40 * 1024;  ///< Bytes; larger ones are generated again (recipes, Philox).
+std::string encode(const Case& c, const Inputs& inputs, const Golden& golden, size_t most_inputs = kSmallInputs);
+/// Reads such bytes and checks them against the case; throws if they do not cover what it asks for.
+class SafetensorsFile;
+Golden decode_golden(const SafetensorsFile& file, const std::string& place, const Case& c);
 /// Reads a golden and checks it against the case and the manifest; throws if it is missing, stale or corrupted.
 Golden load_golden(const std::filesystem::path& root, const Manifest& manifest, const Case& c);
 

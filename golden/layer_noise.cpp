@@ -127,6 +127,15 @@ class NoisyLayer {
     for (size_t s = 0; s < timeline.size(); ++s) {
       const Moment& moment = timeline[s];
       LayerSpread::Step step;
+      if (moment.step.kind == StepKind::load) {
+        for (const auto& sequence : moment.incoming) {
+          for (const Token& token : sequence) {
+            const int64_t at = token.origin * moment.max_keys + token.index;
+            cache[{token.origin, token.serial}] = {given(inputs_.steps[s].key, at, p_.kv_heads * p_.qk_head_dim),
+                                                   given(inputs_.steps[s].value, at, p_.kv_heads * p_.v_head_dim)};
+          }
+        }
+      }
       if (!moment.rows.empty()) {
         for (const auto& sequence : moment.incoming) {
           for (const Token& token : sequence) {
@@ -164,6 +173,10 @@ class NoisyLayer {
       slopes.push_back(portable_exp(-0.6931471805599453 * static_cast<double>(numerator) / static_cast<double>(n)));
     }
     return slopes;
+  }
+
+  static std::vector<double> given(const Dense<float>& tensor, int64_t token, int64_t width) {
+    return {tensor.data.begin() + token * width, tensor.data.begin() + (token + 1) * width};
   }
 
   std::vector<double> project(const Dense<float>& x, int64_t token, const std::vector<double>& w,

@@ -58,6 +58,11 @@ class Oracle {
     for (size_t s = 0; s < timeline_.size(); ++s) {
       result.golden.steps.emplace_back();
       if (!timeline_[s].rows.empty()) attend(s, result.golden.steps.back());
+      if (timeline_[s].step.kind == StepKind::load) {
+        for (const auto& sequence : timeline_[s].incoming) {
+          for (const Token& token : sequence) tokens_.learn(s, token);
+        }
+      }
     }
     return decided_;
   }

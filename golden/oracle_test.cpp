@@ -196,6 +196,38 @@ TEST_CASE("codes, their scales and what is read from them") {
   CHECK_NOTHROW(compute_golden(c, timeline, inputs));
 }
 
+TEST_CASE("what is loaded is as good as what was appended, bit for bit") {
+  const std::string problem =
+      R"({"batch": 2, "query_heads": 4, "kv_heads": 2, "head_dim": 8, "causal": "bottom_right", "lse": true,
+          "cache": "contiguous", "capacity": 12})";
+  const auto appended = compute(make(problem, R"([{"attend": 5}, {"attend": 3}])")).result.golden;
+  const auto loaded = compute(make(problem, R"([{"load": 5}, {"attend": 3}])")).result.golden;
+  CHECK(loaded.steps[0].rows.empty());
+  CHECK(loaded.steps[1].output.value == appended.steps[1].output.value);
+  CHECK(loaded.steps[1].output.allowed == appended.steps[1].output.allowed);
+  CHECK(loaded.steps[1].lse.value == appended.steps[1].lse.value);
+}
+
+TEST_CASE("loaded keys are finished: a layer neither projects nor turns them") {
+  const Case c = make(
+      R"({"level": "layer", "query_heads": 2, "head_dim": 4, "d_model": 8, "cache": "contiguous", "capacity": 9,
+          "rope": {"style": "half", "base": 10000}, "causal": "bottom_right"})",
+      R"([{"load": 3}, {"attend": 1}])");
+  const auto [inputs, result] = compute(c);
+  CHECK(inputs.steps[0].key.shape == std::vector<int64_t>{1, 3, 2, 4});
+  CHECK(inputs.steps[0].query.data.empty());
+  CHECK(result.golden.steps[1].cache_key.shape == std::vector<int64_t>{1, 2, 4});
+  Inputs equal = inputs;
+  for (size_t i = 0; i < 24; ++i) equal.steps[0].value.data[i] = static_cast<float>(i % 8);
+  equal.weights.out = {{8, 8}, std::vector<float>(64)};
+  for (size_t i = 0; i < 8; ++i) equal.weights.out.data[9 * i] = 1;
+  equal.weights.v = equal.weights.out;
+  for (size_t i = 0; i < 8; ++i) equal.steps[1].value.data[i] = static_cast<float>(i);
+  // Values that are all alike come out as they are: loaded ones as given, the new one through the identity.
+  const OracleResult same = compute_golden(c, play(c), equal);
+  for (size_t i = 0; i < 8; ++i) CHECK(same.golden.steps[1].output.value[i] == static_cast<double>(i));
+}
+
 TEST_CASE("channels that do not turn are copies") {
   const Case c = make(R"({"head_dim": 8, "rope": {"style": "half", "base": 100, "dim": 4}, "cache": "contiguous",
                           "capacity": 8})",

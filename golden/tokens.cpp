@@ -63,6 +63,13 @@ const TokenStore::Entry& TokenStore::learn(size_t step, const Token& token) {
   const StepInputs& in = inputs_.steps[step];
   const int64_t at = token.origin * timeline_[step].max_keys + token.index;
   Entry& entry = entries_[{token.origin, token.serial}];
+  if (timeline_[step].step.kind == StepKind::load) {  // P8: finished, and exactly what is given
+    entry.key.heads = given(in.key, at, p_.kv_heads * p_.qk_head_dim);
+    entry.value.heads = given(in.value, at, p_.kv_heads * p_.v_head_dim);
+    // Keys of one row have a blur each or none has; that of a given key is 0.
+    if (p_.rope || p_.norm_epsilon > 0) entry.key.heads.blur.resize(static_cast<size_t>(p_.kv_heads));
+    return entry;
+  }
   entry.key.heads = take(in.key, at, p_.kv_heads * p_.qk_head_dim, k_);
   entry.value.heads = take(in.value, at, p_.kv_heads * p_.v_head_dim, v_);
   transform_key_.apply(entry.key.heads, token.angle);
@@ -71,6 +78,10 @@ const TokenStore::Entry& TokenStore::learn(size_t step, const Token& token) {
     quantise(entry.value, inputs_.value_scale, p_.v_head_dim, false, token);
   }
   return entry;
+}
+
+Heads TokenStore::given(const Dense<float>& tensor, int64_t index, int64_t width) {
+  return exact_heads(std::span(tensor.data).subspan(static_cast<size_t>(index * width), static_cast<size_t>(width)));
 }
 
 /// One token's vector of `tensor`, `width` wide after the projection if there is one (L1, L2).

@@ -42,6 +42,7 @@ class TokenStore {
 
   /// A query's heads, [Hq * Dk].
   [[nodiscard]] Heads query(size_t step, const Row& row);
+  /// Takes in a token that an attend appends or a load puts there.
   const Entry& learn(size_t step, const Token& token);
   [[nodiscard]] const Entry& at(const Token& token) const { return entries_.at({token.origin, token.serial}); }
 
@@ -52,6 +53,7 @@ class TokenStore {
     Balls w, bias;
     const Dense<float>*weights, *biases;
   };
+  [[nodiscard]] static Heads given(const Dense<float>& tensor, int64_t index, int64_t width);
   [[nodiscard]] Heads take(const Dense<float>& tensor, int64_t index, int64_t width, const Projection& by) const;
   void quantise(Side& side, const Dense<float>& scales, int64_t width, bool keys, const Token& token) const;
 

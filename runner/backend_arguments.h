@@ -14,15 +14,16 @@ struct BackendArguments {
   static constexpr double kTimeout = 10;
 
   std::string backend;               ///< A name or a path.
+  std::string python;                ///< FILE.py:FUNCTION, instead of a backend.
   std::vector<std::string> options;  ///< "name=value"
   double timeout = kTimeout;
   int jobs = default_jobs();
 };
 
-/// Adds --backend, --option, --jobs and --timeout.
-void add_backend_arguments(CLI::App& command, BackendArguments& arguments, bool required = true);
+/// Adds --backend, --python, --option, --jobs and --timeout.
+void add_backend_arguments(CLI::App& command, BackendArguments& arguments);
 
-/// Finds the library and makes sense of the options. Throws Error.
+/// Finds the library and makes sense of the options. Throws Error, or CLI's if neither backend nor function is given.
 BackendChoice choose_backend(const BackendArguments& arguments);
 
 /// Opens the backend once, in a worker of its own: what cannot be opened is the user's to mend, not a verdict.

@@ -70,7 +70,7 @@ int show(const Common& common, const Options& options) {
                golden->second.bytes);
   }
   fmt::print("\nsteps\n");
-  static const std::vector<std::string> kinds{"attend", "truncate", "reset", "fork", "reorder"};
+  static const std::vector<std::string> kinds{"attend", "truncate", "reset", "fork", "reorder", "merge", "load"};
   const Timeline timeline = play(c);
   for (size_t i = 0; i < timeline.size(); ++i) {
     const Moment& moment = timeline[i];

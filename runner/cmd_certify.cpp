@@ -89,8 +89,8 @@ class RecordsFile {
 
 int certify(const Common& common, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
-  const Suite suite = load_suite(find_suite(common.suite));
   const BackendChoice choice = choose_backend(options.backend);
+  const Suite suite = load_suite(find_suite(common.suite));
   Subjects subjects(suite);
   const std::vector<Planned> plan = make_plan(suite, subjects, common, options, choice);
   const Opened opened = open_once(choice);
@@ -161,6 +161,7 @@ void add_certify_command(CLI::App& app, const Common& common, int& exit_code) {
       "  attest certify --backend onednn                      every profile that it claims\n"
       "  attest certify --backend ./mine.so --profile core    this profile, claimed or not\n"
       "  attest certify --backend mine --case no_cache/...    one case again, as a failure's report says\n"
+      "  attest certify --python mine.py:attention            a function on PyTorch or NumPy arrays\n"
       "\n"
       "The backend runs in worker processes; a crash, a hang or garbage is the verdict of one case, and the run goes "
       "on.\n"

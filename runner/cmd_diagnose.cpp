@@ -45,8 +45,8 @@ int trace_case(const Suite& suite, Subjects& subjects, const BackendChoice& choi
 }
 
 int diagnose_backend(const Common& common, const Options& options) {
-  const Suite suite = load_suite(find_suite(common.suite));
   const BackendChoice choice = choose_backend(options.backend);
+  const Suite suite = load_suite(find_suite(common.suite));
   Subjects subjects(suite);
   const Opened opened = open_once(choice);
   const Conventions conventions =
@@ -85,6 +85,7 @@ int self_test(const Common& common, const Options& options) {
   const Suite suite = load_suite(find_suite(common.suite));
   BackendArguments arguments = options.backend;
   arguments.backend = options.mutants;
+  arguments.python.clear();
   const BackendChoice mutants = choose_backend(arguments);
   Subjects subjects(suite);
   SelfTest test = options.test;
@@ -108,7 +109,7 @@ int self_test(const Common& common, const Options& options) {
 void add_diagnose_command(CLI::App& app, const Common& common, int& exit_code) {
   CLI::App* command = app.add_subcommand("diagnose", "Name the known bug that would do what a backend does");
   auto options = std::make_shared<Options>();
-  add_backend_arguments(*command, options->backend, false);
+  add_backend_arguments(*command, options->backend);
   command->add_option("--profile", options->selection.profiles, "Only cases of this profile (may be repeated)");
   command->add_option("--filter", options->selection.filter,
                       "Only cases whose identity line contains this, or matches it as a glob");
@@ -140,7 +141,6 @@ void add_diagnose_command(CLI::App& app, const Common& common, int& exit_code) {
       ->capture_default_str();
   command->add_option("--out,-o", options->out, "--self-test: file for a JSON line per trial");
   command->callback([&common, &exit_code, options] {
-    if (!options->self_test && options->backend.backend.empty()) throw CLI::RequiredError("--backend");
     exit_code = options->self_test ? self_test(common, *options) : diagnose_backend(common, *options);
   });
 }

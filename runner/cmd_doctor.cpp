@@ -14,7 +14,9 @@
 #include "runner/conventions.h"
 #include "runner/machine.h"
 #include "runner/places.h"
+#include "runner/python.h"
 #include "runner/reports.h"
+#include "runner/sandbox.h"
 #include "runner/version.h"
 #include "runner/worker_client.h"
 
@@ -82,7 +84,9 @@ void report_backends(Report& report) {
     Report::absent("backends", "none in " + searched);
   }
   for (const auto& [name, path] : places) {
-    Worker worker(WorkerOptions{{find_worker().string()}, std::nullopt});
+    WorkerOptions options;
+    options.command = {find_worker().string()};
+    Worker worker(options);
     const auto opened = worker.open(path.string(), {}, 10s);
     if (!opened) {
       report.broken("backend " + name, opened.error().text);
@@ -94,6 +98,43 @@ void report_backends(Report& report) {
       report.good("backend " + name, fmt::format("{} {} on {}, ABI {}: {}", opened->name, opened->version,
                                                  opened->device, opened->abi_version, opened->description));
     }
+  }
+}
+
+/// The Python that runs functions and submissions.
+void report_python(Report& report) {
+  try {
+    const Python python = choose_python();
+    const std::string torch = python.torch.empty()
+                                  ? "no PyTorch (ci/setup --grading): functions on NumPy only, no grading of .py files"
+                                  : "PyTorch " + python.torch;
+    report.good("Python", fmt::format("{} is {}, with {}, NumPy {}", python.program.string(), python.version, torch,
+                                      python.numpy));
+  } catch (const Error& error) {
+    Report::absent("Python", error.what());
+  }
+  try {
+    find_python_worker();
+  } catch (const Error& error) {
+    report.broken("Python worker", error.what());
+  }
+}
+
+/// What holds submissions while they are graded. What is missing is no fault: only `attest grade` needs it.
+void report_sandbox(Report& report) {
+  try {
+    bool whole = true;
+    for (const SandboxLayer& layer : Sandbox::probe()) {
+      whole = whole && layer.active;
+      if (layer.active) {
+        report.good("sandbox " + layer.name, layer.why);
+      } else {
+        Report::absent("sandbox " + layer.name, layer.why);
+      }
+    }
+    if (!whole) Report::absent("grading", "refused while a layer of the sandbox is missing, or with --insecure");
+  } catch (const Error& error) {
+    report.broken("sandbox", error.what());
   }
 }
 
@@ -110,6 +151,8 @@ int doctor(const Common& common) {
   Report::absent("oracle", "built without Arb: goldens can be read, not made");
 #endif
   report_backends(report);
+  report_python(report);
+  report_sandbox(report);
   if (void* driver = ::dlopen("libcuda.so.1", RTLD_LAZY); driver != nullptr) {
     report.good("CUDA driver", "is there");
     ::dlclose(driver);
@@ -128,7 +171,8 @@ int doctor(const Common& common) {
 void add_doctor_command(CLI::App& app, const Common& common, int& exit_code) {
   CLI::App* command = app.add_subcommand("doctor", "What this machine and installation have, and what is broken");
   command->footer(
-      "Looks at the suite, its goldens, the oracle, every backend (each in a process of its own) and devices.\n"
+      "Looks at the suite, its goldens, the oracle, every backend (each in a process of its own), Python, the\n"
+      "layers of the sandbox (a process tries to get past them; spec/sandbox.md) and devices.\n"
       "Exit code 1 if something that is there does not work.");
   command->callback([&common, &exit_code] { exit_code = doctor(common); });
 }

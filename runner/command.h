@@ -30,7 +30,9 @@ void add_cases_command(CLI::App& app, const Common& common, int& exit_code);
 void add_golden_command(CLI::App& app, const Common& common, int& exit_code);
 void add_certify_command(CLI::App& app, const Common& common, int& exit_code);
 void add_diagnose_command(CLI::App& app, const Common& common, int& exit_code);
+void add_grade_command(CLI::App& app, const Common& common, int& exit_code);
 void add_mutants_command(CLI::App& app, const Common& common, int& exit_code);
+void add_pack_command(CLI::App& app, const Common& common, int& exit_code);
 void add_report_command(CLI::App& app, const Common& common, int& exit_code);
 void add_doctor_command(CLI::App& app, const Common& common, int& exit_code);
 

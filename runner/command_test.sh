@@ -51,7 +51,7 @@ one_case=with_cache/$("$attest" cases list --filter 'with_cache/*' 2>/dev/null |
 # Help teaches, and every subcommand has it.
 accepted 0 "Exit codes" --help
 accepted 0 "attest" --version
-for command in certify "cases list" "cases show" "golden make" "golden check" report doctor; do
+for command in certify diagnose "cases list" "cases show" "golden make" "golden check" report doctor; do
   # shellcheck disable=SC2086  # two words on purpose
   accepted 0 "Options" $command --help
 done
@@ -65,6 +65,12 @@ refused "--nonsense" certify --nonsense
 refused "--timeout" certify --backend template --timeout nan
 refused "--timeout" certify --backend template --timeout inf
 refused "--backend" certify
+refused "--python" certify --backend template --python mine.py:attention
+refused "wanted FILE.py:FUNCTION" certify --python mine.py
+refused "mine.py: no such file" certify --python mine.py:attention
+touch empty.py
+ATTEST_PYTHON=/nonexistent/python refused "ATTEST_PYTHON" certify --python empty.py:attention
+ATTEST_PYTHON=/bin/false refused "ci/setup --grading" certify --python empty.py:attention
 refused "no such case" certify --backend template --filter "no such case"
 refused "wanted one of: core" certify --backend template --profile nonsense
 refused "is no case" certify --backend template --case no_cache/nonsense
@@ -172,6 +178,22 @@ if [ -e "$hostile/attest-backend-hostile.so" ]; then
   grep -q "NOT CERTIFIED .* incomplete: 2 of" out.txt || fail "too many timeouts: $(tail -n 1 out.txt)"
   [ "$(wc -l <hung/records.jsonl)" -eq 3 ] || fail "hung/records.jsonl should have a run and two cases"
 fi
+
+# Packs.
+printf 'not a secret that anyone would use' >secret.bin
+printf 'short' >short.bin
+refused "--secret is required" pack make --out pack
+refused "short.bin: has 5 bytes, wanted a secret of 16 or more" pack make --secret short.bin --out pack
+refused "missing.bin" pack make --secret missing.bin --out pack
+refused "wanted \"test_case\", as the file of the visible case has it" pack make --secret secret.bin --out pack \
+  --visible "$root/cases/challenge/test_cases_hidden.json"
+refused "is no pack: pack.json is not there" pack show .
+[ ! -e pack ] || fail "a pack that was refused has left a folder"
+accepted 0 "canonical cache" pack make --secret secret.bin --out pack
+accepted 0 "challenge/hidden_10_own" pack show pack
+refused "pack: is there already" pack make --secret secret.bin --out pack
+printf 'x' >>pack/data/hidden_01_whole.safetensors
+refused "hidden_01_whole.safetensors: has changed" pack show pack
 
 # Nothing is printed in colour into a file.
 if grep -q $'\033' out.txt; then fail "control codes in a file"; fi

@@ -47,18 +47,39 @@ struct Executor::Part : Playing {
 Executor::Executor(BackendChoice choice, FindSubject find) : choice_(std::move(choice)), find_(std::move(find)) {}
 Executor::~Executor() = default;
 
-std::optional<WorkerFailure> Executor::ensure_worker() {
-  if (worker_ && worker_->alive()) return std::nullopt;
-  worker_ = std::make_unique<Worker>(choice_.worker);
-  const std::string library = choice_.library.string();
-  const auto opened = worker_->open(library, choice_.options, choice_.limit);
-  if (!opened) return opened.error();
+tl::expected<Opened, WorkerFailure> Executor::open() {
+  if (worker_ && worker_->alive()) return opened_;
+  WorkerOptions options = choice_.worker;
+  std::string library = choice_.library.string();
+  if (choice_.sandbox) {
+    SandboxPolicy policy = *choice_.sandbox;
+    policy.read_only.push_back(choice_.library);
+    Sandbox sandbox(policy);
+    options = sandbox.wrap(options.command);
+    library = sandbox.inside(choice_.library).string();
+  }
+  worker_ = std::make_unique<Worker>(options);
+  ++workers_;
+  auto opened = worker_->open(library, choice_.options, choice_.open_limit.value_or(choice_.limit));
+  if (!opened) return tl::unexpected(opened.error());
   if (opened->reply.status != ATTEST_OK) {
     worker_.reset();
-    return WorkerFailure{WorkerFailure::Kind::garbage, "it no longer opens: " + opened->reply.message};
+    return *opened;
   }
-  conventions_ = conventions_from_json(opened->declarations, library + ": its declarations");
-  return std::nullopt;
+  try {
+    conventions_ = conventions_from_json(opened->declarations, library + ": its declarations");
+  } catch (const Error& wrong) {
+    worker_.reset();
+    return tl::unexpected(WorkerFailure{WorkerFailure::Kind::garbage, wrong.what()});
+  }
+  return opened_ = *std::move(opened);
+}
+
+std::optional<WorkerFailure> Executor::ensure_worker() {
+  const auto opened = open();
+  if (!opened) return opened.error();
+  if (opened->reply.status == ATTEST_OK) return std::nullopt;
+  return WorkerFailure{WorkerFailure::Kind::garbage, "it no longer opens: " + opened->reply.message};
 }
 
 /// A worker's end as a verdict.

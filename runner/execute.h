@@ -15,6 +15,7 @@
 #include "cases/case.h"
 #include "runner/conventions.h"
 #include "runner/record.h"
+#include "runner/sandbox.h"
 #include "runner/subjects.h"
 #include "runner/worker_client.h"
 
@@ -29,7 +30,10 @@ struct BackendChoice {
   std::filesystem::path library;
   std::map<std::string, std::string> options;
   WorkerOptions worker;
+  /// Every worker gets a sandbox of its own, which shows it the library and what else is named there.
+  std::optional<SandboxPolicy> sandbox = std::nullopt;
   std::chrono::milliseconds limit{10000};  ///< For each call of the backend, by the parent's clock.
+  std::optional<std::chrono::milliseconds> open_limit = {};  ///< For its opening; absent: the same.
 };
 
 /// Runs cases one after the other in the thread that made it.
@@ -45,6 +49,21 @@ class Executor {
   /// each step has left behind: one per step that was answered, empty ones for steps that are no attend; of a case that
   /// is run several times, those of the last time that decided something.
   CaseRecord run(const Subject& subject, std::string repro, std::vector<StepOutcome>* outcomes = nullptr);
+
+  /// Starts a worker and opens the backend, unless one is up; `run` does so by itself. What the backend said is in the
+  /// reply; unless that is OK there is no worker afterwards.
+  tl::expected<Opened, WorkerFailure> open();
+  /// The worker that is up, for what no case asks; null without one. It may be gone after any other call.
+  [[nodiscard]] Worker* worker() { return worker_ && worker_->alive() ? worker_.get() : nullptr; }
+  /// That the backend declared when it was opened last.
+  [[nodiscard]] const Conventions& conventions() const { return conventions_; }
+  /// How many workers it took so far.
+  [[nodiscard]] int64_t workers() const { return workers_; }
+  /// For calls from here on.
+  void set_limit(std::chrono::milliseconds limit, std::chrono::milliseconds opening) {
+    choice_.limit = limit;
+    choice_.open_limit = opening;
+  }
 
  private:
   /// One that is played on a plan of the worker's.
@@ -68,6 +87,8 @@ class Executor {
   BackendChoice choice_;
   FindSubject find_;
   std::unique_ptr<Worker> worker_;
+  Opened opened_;  ///< What the open backend said of itself.
+  int64_t workers_ = 0;
   Conventions conventions_;                       ///< That the open backend declares.
   std::vector<StepOutcome>* outcomes_ = nullptr;  ///< Where the case that is run leaves what its steps did.
 };

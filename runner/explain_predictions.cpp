@@ -52,7 +52,7 @@ const Material& Materials::operator[](const std::string& id) {
   if (found != made_.end()) return found->second;
   const Subject& subject = find_(id);
   Material made{subject.c, &subject.golden, play(*subject.c), {}};
-  made.inputs = generate_inputs(*subject.c, made.timeline);
+  made.inputs = subject.inputs ? *subject.inputs : generate_inputs(*subject.c, made.timeline);
   return made_.emplace(id, std::move(made)).first->second;
 }
 

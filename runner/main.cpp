@@ -40,6 +40,7 @@ int run(int argc, char** argv) {
       "  attest certify --backend onednn          certify a backend by name\n"
       "  attest certify --backend ./mine.so       or by path\n"
       "  attest cases list --filter needle        what is tested\n"
+      "  attest grade kv_attention.py             points for a submission to the challenge\n"
       "  attest doctor                            what this machine has\n"
       "\n"
       "Exit codes: 0 yes, 1 no (not certified, a golden differs), 2 wrong arguments or broken input."};
@@ -58,7 +59,9 @@ int run(int argc, char** argv) {
   attest::add_diagnose_command(app, common, exit_code);
   attest::add_cases_command(app, common, exit_code);
   attest::add_golden_command(app, common, exit_code);
+  attest::add_grade_command(app, common, exit_code);
   attest::add_mutants_command(app, common, exit_code);
+  attest::add_pack_command(app, common, exit_code);
   attest::add_report_command(app, common, exit_code);
   attest::add_doctor_command(app, common, exit_code);
 

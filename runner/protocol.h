@@ -43,7 +43,7 @@ inline constexpr size_t kMaxMessage = 2000;
 
 namespace op {
 inline constexpr std::string_view open = "open", prepare = "prepare", run = "run", run_together = "run_together",
-                                  release = "release", close = "close";
+                                  release = "release", close = "close", probe = "probe";
 }  // namespace op
 
 namespace field {
@@ -62,6 +62,8 @@ inline constexpr const char* max_query_length = "max_query_length";
 inline constexpr const char* max_total_length = "max_total_length";
 inline constexpr const char* runs = "runs";
 inline constexpr const char* replies = "replies";
+inline constexpr const char* what = "what";
+inline constexpr const char* arguments = "arguments";
 inline constexpr const char* status = "status";
 inline constexpr const char* message = "message";
 inline constexpr const char* seconds = "seconds";

@@ -40,6 +40,8 @@ Json compact(double value) {
   return rounded;
 }
 
+}  // namespace
+
 Json to_json(const Finding& finding) {
   Json json{{"kind", utf8(finding.kind)}, {"clause", utf8(finding.clause)},
             {"step", finding.step},       {"tensor", utf8(finding.tensor)},
@@ -52,6 +54,8 @@ Json to_json(const Finding& finding) {
   if (finding.ratio) json["ratio"] = number(*finding.ratio);
   return json;
 }
+
+namespace {
 
 Json to_json(const ErrorMap& map) {
   Json ratio = Json::array();
@@ -80,6 +84,8 @@ int64_t count(Fields& fields, std::string_view name) {
   return value;
 }
 
+}  // namespace
+
 Finding finding_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   Finding finding;
@@ -99,6 +105,8 @@ Finding finding_from_json(const Json& json, const std::string& place) {
   fields.finish();
   return finding;
 }
+
+namespace {
 
 ErrorMap error_map_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);

@@ -88,6 +88,8 @@ struct Records {
   std::optional<Diagnosis> diagnosis;  ///< Of a run with failing cases, unless it was not wanted.
 };
 
+Json to_json(const Finding& finding);
+Finding finding_from_json(const Json& json, const std::string& place);
 Json to_json(const RunRecord& run);
 Json to_json(const CaseRecord& record);
 Json to_json(const EndRecord& end);

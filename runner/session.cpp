@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "cases/pages.h"
+#include "cases/storage.h"
 
 namespace attest {
 namespace {
@@ -387,7 +388,28 @@ void Session::apply(size_t s) {
       }
     });
   }
+  if (step.kind == StepKind::load) load(s);
   image_.lengths.assign(moment.after.begin(), moment.after.end());
+}
+
+void Session::load(size_t s) {
+  const Moment& moment = timeline_[s];
+  for (const auto& [name, block, elements] : cache_) {
+    if (name != "cache.key" && name != "cache.value") continue;
+    const Dense<float>& from = name == "cache.key" ? inputs_.steps[s].key : inputs_.steps[s].value;
+    const std::vector<uint8_t> bytes = encode_all(block->dtype, from.data);
+    std::vector<std::byte> slots = arena_.stored(*block);
+    const auto slot = static_cast<int64_t>(slots.size()) / (block->shape[0] * block->shape[1]);
+    for (const auto& sequence : moment.incoming) {
+      for (const Token& token : sequence) {
+        const int64_t at = (token.origin * moment.max_keys + token.index) * slot;
+        const int64_t to = slot_of(c_.problem, moment, token.origin, token.position) * slot;
+        std::memcpy(&slots[static_cast<size_t>(to)], &bytes[static_cast<size_t>(at)], static_cast<size_t>(slot));
+      }
+    }
+    arena_.store(*block, slots);
+  }
+  image_ = read_cache();
 }
 
 template <typename Move>

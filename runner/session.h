@@ -56,6 +56,8 @@ class Session {
   void fill_mask(const Block& block, const Moment& moment, Dense<float> mask);
   void fill_positions(const Block& block, const Moment& moment);
   void fill_table(const Moment& moment);
+  /// P8: puts given keys and values into their slots.
+  void load(size_t s);
   /// Calls `copy(from, to)` for slots in every tensor of the cache that has them.
   template <typename Move>
   void move_slots(const Move& move);

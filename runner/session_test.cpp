@@ -204,6 +204,28 @@ TEST_CASE("forks and reorders of other caches move slots with their scales") {
   CHECK(bench.values(request, "cache.key") == std::vector<float>{1, 2, 3, 4, 1, 2, 3, 4});
 }
 
+TEST_CASE("a load puts finished keys and values into their slots and leaves the others") {
+  for (const char* dtype : {"f32", "f16"}) {
+    Bench bench(std::string(R"({"batch": 2, "query_heads": 2, "head_dim": 2, "cache": "contiguous", "capacity": 4,
+                               "dtype": ")") +
+                    dtype + R"("})",
+                R"([{"load": [2, 1]}, {"load": [0, 2]}, {"attend": 1}])");
+    bench.session.apply(0);
+    bench.session.apply(1);
+    const RunRequest request = bench.session.begin(2);
+    CHECK(bench.integers(request, "cache.lengths") == std::vector<int32_t>{2, 3});
+    const auto keys = bench.values(request, "cache.key");
+    const auto &first = bench.inputs_of.steps[0].key.data, &second = bench.inputs_of.steps[1].key.data;
+    REQUIRE(keys.size() == 32);
+    CHECK(std::equal(first.begin(), first.begin() + 8, keys.begin()));
+    CHECK(std::equal(first.begin() + 8, first.begin() + 12, keys.begin() + 16));
+    CHECK(std::equal(second.begin() + 8, second.begin() + 16, keys.begin() + 20));
+    for (const size_t e : {8, 15, 28, 31}) CHECK(std::isnan(keys[e]));
+    const auto values = bench.values(request, "cache.value");
+    CHECK(std::equal(values.begin(), values.begin() + 8, bench.inputs_of.steps[0].value.data.begin()));
+  }
+}
+
 TEST_CASE("scales that are inputs may not change") {
   Bench bench(R"({"batch": 1, "query_heads": 2, "head_dim": 2, "cache": "contiguous", "capacity": 2,
                   "cache_dtype": "f8_e4m3", "kv_scale": "head"})",

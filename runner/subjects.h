@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 
@@ -19,8 +20,9 @@ namespace attest {
 struct Subject {
   const Case* c = nullptr;
   Golden golden;
-  double worst_radius = 0;  ///< The golden's.
-  std::string inputs_hash;  ///< Of the inputs that the golden was made from; empty: not checked.
+  double worst_radius = 0;                         ///< The golden's.
+  std::string inputs_hash;                         ///< Of the inputs that the golden was made from; empty: not checked.
+  std::shared_ptr<const Inputs> inputs = nullptr;  ///< Of a case that brings its own; null: its recipe makes them.
 };
 
 /// Finds a case that another one names: those it runs alongside, those whose rows must have the same bits. Called from

@@ -143,6 +143,16 @@ const Evaluation::Stored& Evaluation::stored(const Token& token) {
   const auto step = static_cast<size_t>(token.step);
   const int64_t index = token.origin * timeline_[step].max_keys + token.index;
   const Weights& w = inputs_.weights;
+  if (timeline_[step].step.kind == StepKind::load) {  // P8
+    const auto give = [&](const Dense<float>& tensor, int64_t width, std::vector<std::vector<double>>& heads) {
+      for (int64_t h = 0; h < p.kv_heads; ++h) {
+        heads.push_back(doubles(tensor.data.data() + (index * p.kv_heads + h) * width, static_cast<size_t>(width)));
+      }
+    };
+    give(inputs_.steps[step].key, p.qk_head_dim, stored.key);
+    give(inputs_.steps[step].value, p.v_head_dim, stored.value);
+    return stored;
+  }
   const auto keys = take(inputs_.steps[step].key, index, p.kv_heads * p.qk_head_dim, w.k, w.k_bias);
   const auto values = take(inputs_.steps[step].value, index, p.kv_heads * p.v_head_dim, w.v, w.v_bias);
   for (int64_t h = 0; h < p.kv_heads; ++h) {

@@ -203,6 +203,7 @@ Worker::Worker(const WorkerOptions& options) {
     throw Error::at(options.command[0], "cannot be executed: {}", std::strerror(exec_error));
   }
   pid_ = pid;
+  confinement_ = options.confinement;
   socket_ = std::move(socket.first);
   log_ = std::move(log.first);
   pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
@@ -262,6 +263,12 @@ bool Worker::ended(Duration limit) {
 std::optional<std::string> Worker::end(Duration grace) {
   if (pid_ <= 0) return std::nullopt;
   const bool by_itself = ended(grace);
+  // Its cage, if it has one, stays for as long as it takes to bury what was in there.
+  if (confinement_) {
+    confinement_->kill();
+    ::kill(pid_, SIGTERM);
+    if (!by_itself) ended(kLastMoments);
+  }
   ::kill(-pid_, SIGKILL);
   ::kill(pid_, SIGKILL);  // should it have left its group
   std::optional<std::string> how;
@@ -298,6 +305,9 @@ tl::expected<void, protocol::Failure> Worker::wait(short events, Clock::time_poi
 tl::unexpected<WorkerFailure> Worker::fail(WorkerFailure::Kind kind, std::string text) {
   end(Duration(0));
   failure_ = WorkerFailure{kind, std::move(text)};
+  if (const std::string why = confinement_ ? confinement_->explanation(output()) : ""; !why.empty()) {
+    failure_->text += fmt::format(" ({})", why);
+  }
   return tl::unexpected(*failure_);
 }
 
@@ -323,6 +333,7 @@ Worker::Result<Json> Worker::call(Json request, std::optional<int> fd, Duration 
   char unasked = 0;
   const ssize_t peeked = ::recv(socket_.get(), &unasked, 1, MSG_PEEK | MSG_DONTWAIT);
   if (peeked > 0) return fail(WorkerFailure::Kind::garbage, "it sent bytes that nobody had asked for");
+  if (confinement_) confinement_->thaw();
   if (peeked == 0) return fail({protocol::Failure::Kind::closed, ""}, limit);
 
   const std::string nonce = protocol::make_nonce();
@@ -337,6 +348,13 @@ Worker::Result<Json> Worker::call(Json request, std::optional<int> fd, Duration 
   auto received = protocol::receive_frame(socket_.get(), patience);
   if (!received) return fail(received.error(), limit);
   drain();
+  if (confinement_) {
+    try {
+      confinement_->freeze();
+    } catch (const Error& error) {
+      return fail(WorkerFailure::Kind::died, fmt::format("ended by attest: {}", error.what()));
+    }
+  }
   auto reply = protocol::parse_payload(*received);
   if (!reply) return fail(reply.error(), limit);
   const auto echoed = reply->find(field::nonce);
@@ -445,9 +463,15 @@ Worker::Result<Reply> Worker::release(Duration limit, int64_t plan) {
   return ask({{field::op, op::release}, {field::plan, plan}}, std::nullopt, limit, false);
 }
 
+Worker::Result<Reply> Worker::probe(const std::string& what, const Json& arguments, Duration limit, int64_t plan) {
+  return ask({{field::op, op::probe}, {field::plan, plan}, {field::what, what}, {field::arguments, arguments}},
+             std::nullopt, limit, false);
+}
+
 Worker::Result<Reply> Worker::close(Duration limit) {
   Result<Reply> reply = ask({{field::op, op::close}}, std::nullopt, limit, false);
   if (!reply) return reply;
+  if (confinement_) confinement_->thaw();
   const std::optional<std::string> how = end(limit);
   if (how == "exited with code 0") {
     failure_ = WorkerFailure{WorkerFailure::Kind::died, "it was closed"};

@@ -16,6 +16,7 @@
 
 #include <chrono>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tl/expected.hpp>
@@ -40,11 +41,29 @@ struct WorkerFailure {
   std::string text;
 };
 
+/// What holds a worker from outside (runner/sandbox.h). A Worker calls these in its own thread.
+class Confinement {
+ public:
+  virtual ~Confinement() = default;
+  /// Before a request is sent.
+  virtual void thaw() = 0;
+  /// After a reply, before anybody looks at it or at the shared memory. Throws Error if that cannot be done; the worker
+  /// is killed then.
+  virtual void freeze() = 0;
+  /// The worker has ended or shall end: kills whatever is left of it, also what is frozen.
+  virtual void kill() = 0;
+  /// Why it may have ended, as far as its limits tell ("it may use 2 GiB of memory"), or nothing. After `kill`. Throws
+  /// Error if it never began, for a reason that is not the worker's; `output` is what was printed then.
+  virtual std::string explanation(const std::string& output) = 0;
+};
+
 struct WorkerOptions {
   /// argv. The program is taken as a path; a sandbox or a Python interpreter goes in front of the worker here.
   std::vector<std::string> command;
   /// "NAME=value", all of the environment; absent: the parent's.
-  std::optional<std::vector<std::string>> environment;
+  std::optional<std::vector<std::string>> environment = {};
+  /// What it is held by; none: it is a process like any other.
+  std::shared_ptr<Confinement> confinement = nullptr;
 };
 
 /// An answer to prepare, run or release.
@@ -98,6 +117,9 @@ class Worker {
   /// more than the status. An empty list of replies does not come back: what the worker itself refuses is a failure.
   Result<std::vector<Reply>> run_together(const std::map<int64_t, RunRequest>& requests, Duration limit);
   Result<Reply> release(Duration limit, int64_t plan = 0);
+  /// Workers for the challenge's submissions: calls a part of the interface that `run` does not reach. What happened is
+  /// in `details` (spec/protocol.md, probe).
+  Result<Reply> probe(const std::string& what, const Json& arguments, Duration limit, int64_t plan = 0);
   /// Lets the backend close in order and waits for the end of the process; anything but exit code 0 is a failure.
   Result<Reply> close(Duration limit);
 
@@ -129,6 +151,7 @@ class Worker {
   UniqueFd log_;
   std::string tail_;
   uint64_t output_bytes_ = 0;
+  std::shared_ptr<Confinement> confinement_;
   std::optional<WorkerFailure> failure_;
 };
 

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raises an exception whose text is huge, full of control characters and raises in turn."""
+import math
+
+import torch
+from torch import nn
+
+
+class Evil(Exception):
+    asked = 0
+
+    def __str__(self):
+        Evil.asked += 1
+        if Evil.asked % 2 == 0:
+            raise Evil
+        return "\x1b[31m\x00\u202e" + "A" * 5_000_000
+
+    __repr__ = __str__
+
+
+class KVCachedMultiHeadAttention(nn.Module):
+    def __init__(self, d_model, num_heads, max_cache_len=2048, dropout=0.1):
+        super().__init__()
+        self.num_heads, self.max_cache_len = num_heads, max_cache_len
+        self.q_proj, self.k_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.v_proj, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+
+    def heads(self, x):
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def extend(self, key, value, cache):
+        k, v = self.k_proj(key), self.v_proj(value)
+        if cache is not None and cache["key"] is not None:
+            k, v = torch.cat([cache["key"], k], 1), torch.cat([cache["value"], v], 1)
+        return k, v
+
+    def attend(self, query, key, value, cache, causal):
+        """What is asked for: an honest answer."""
+        k, v = self.extend(key, value, cache)
+        q = self.heads(self.q_proj(query))
+        scores = q @ self.heads(k).transpose(-2, -1) / math.sqrt(q.size(-1))
+        if causal:
+            future = torch.ones(query.size(1), k.size(1), dtype=torch.bool).triu(k.size(1) - query.size(1) + 1)
+            scores = scores.masked_fill(future, float("-inf"))
+        output = self.out_proj((scores.softmax(-1) @ self.heads(v)).transpose(1, 2).flatten(2))
+        return output, {"key": k, "value": v}
+
+    def forward(self, query, key, value, cache=None, use_causal_mask=True):
+        raise Evil()

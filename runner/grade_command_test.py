@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`attest grade` as a grader meets it: wrong arguments, each format, a class that is killed on the way.
+
+    runner/grade_command_test.py ATTEST [TEMPLATE.so]      prints what failed; exit code 1 if something did, 77 if
+                                                           this machine cannot grade
+"""
+import csv
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CHALLENGE = ROOT / "cases" / "challenge"
+ATTEST = pathlib.Path(sys.argv[1]).resolve()
+failures = 0
+
+
+def check(condition, what):
+    global failures
+    if not condition:
+        failures += 1
+        print(f"FAILED: {what}")
+
+
+def attest(*arguments):
+    return subprocess.run([str(word) for word in (ATTEST, *arguments)], capture_output=True, text=True, check=False)
+
+
+def refused(part, *arguments):
+    run = attest("grade", *arguments)
+    check(run.returncode == 2, f"{arguments}: exit code {run.returncode}, wanted 2")
+    lines = run.stderr.splitlines()
+    check(lines and part in lines[-1], f"{arguments}: '{part}' is not in: {run.stderr}")
+    check(len(lines) == 1 and not run.stdout, f"{arguments}: wanted one line, got: {run.stderr}{run.stdout}")
+
+
+def wrong_arguments(scratch, pack):
+    check("Exit codes" in attest("grade", "--help").stdout, "--help has no exit codes")
+    solution = CHALLENGE / "solution.py"
+    refused("FILE or --batch")
+    refused("exclude each other", solution, "--batch", scratch)
+    refused("go together", "--batch", scratch)
+    refused("no such file", scratch / "missing.py", "--pack", pack)
+    refused("exclude each other", solution, "--pack", pack, "--secret", pack / "pack.json")
+    refused("missing", solution, "--pack", scratch / "missing")
+    refused("--format", solution, "--pack", pack, "--format", "yaml")
+    refused("for a single submission", "--batch", scratch, "--out", scratch / "o", "--format", "json")
+    (scratch / "short").write_bytes(b"short")
+    refused("short", solution, "--secret", scratch / "short")
+    (scratch / "manual.json").write_text('{"review": 31}')
+    refused("manual.json.review", solution, "--pack", pack, "--manual", scratch / "manual.json")
+    (scratch / "empty").mkdir()
+    refused("no submission", "--batch", scratch / "empty", "--out", scratch / "o", "--pack", pack)
+    (scratch / "unknown.json").write_text('{"submissions": {"nobody": {"review": 3}}}')
+    (scratch / "one").mkdir()
+    shutil.copy(solution, scratch / "one" / "a.py")
+    refused("nobody", "--batch", scratch / "one", "--out", scratch / "o", "--pack", pack, "--manual",
+            scratch / "unknown.json")
+
+
+def formats(scratch, pack, template):
+    solution = CHALLENGE / "solution.py"
+    wrong = CHALLENGE / "bugs" / "06_causal_strict.py"
+    (scratch / "manual.json").write_text('{"review": 25, "bonus": 4.5, "comment": "clear", "grader": "me"}')
+    run = attest("grade", solution, "--pack", pack)
+    check(run.returncode == 0 and "70 / 70" in run.stdout, f"solution.py: {run.stdout}{run.stderr}")
+
+    run = attest("grade", wrong, "--pack", pack, "--format", "json", "--manual", scratch / "manual.json", "-o",
+                 scratch / "grade.json")
+    check(run.returncode == 1 and not run.stdout, f"json: exit code {run.returncode}: {run.stdout}{run.stderr}")
+    grade = json.loads((scratch / "grade.json").read_text())
+    check(grade["diagnosis"]["explanations"][0]["bugs"] == [["causal-strict"]], f"diagnosis: {grade['diagnosis']['line']}")
+    check(abs(grade["total"] - grade["automatic"] - 29.5) < 1e-6, "the total is not automatic points, review and bonus")
+    schemas = subprocess.run([str(ROOT / "ci" / "schemas.py"), str(scratch / "grade.json")], capture_output=True, text=True,
+                             check=False)
+    check(schemas.returncode in (0, 2), f"the grade does not fit its schema: {schemas.stdout}")
+
+    run = attest("grade", wrong, "--pack", pack, "--format", "gradescope")
+    report = json.loads(run.stdout)
+    check(abs(sum(test["max_score"] for test in report["tests"]) - 70) < 0.01, "gradescope: not 70 points")
+    hidden = [test for test in report["tests"] if test["name"].startswith("Hidden")]
+    check(len(hidden) == 10, f"gradescope: {len(hidden)} hidden cases")
+    check(all("got" not in test["output"] and "step" not in test["output"] for test in hidden), "gradescope tells")
+
+    run = attest("grade", wrong, "--pack", pack, "--format", "junit", "--verbose")
+    suites = xml.etree.ElementTree.fromstring(run.stdout)
+    check(int(suites.get("failures")) > 0 and len(suites) == 4, "junit: wanted four suites and failures")
+
+    if template:
+        run = attest("grade", template, "--pack", pack)
+        check(run.returncode == 0 and "70 / 70" in run.stdout, f"the template: {run.stdout}{run.stderr}")
+
+
+def classes(scratch, pack):
+    """Killed twice, each grade is there once and is the one of a run that was not."""
+    folder = scratch / "class"
+    for student, source in {"anna": "solution.py", "bert": "bugs/01_scale_by_d.py", "dora": "kv_attention.py",
+                            "carl": "decoys/14_slow_loop.py", "emil": "corpus/fault_syntax_error.py"}.items():
+        (folder / student).mkdir(parents=True)
+        shutil.copy(CHALLENGE / source, folder / student / "kv_attention.py")
+    (folder / "nobody").mkdir()
+    (folder / "link.py").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe.py")
+    command = [str(word) for word in (ATTEST, "grade", "--batch", folder, "--out", scratch / "out", "--pack", pack, "-j", 2)]
+    journal = scratch / "out" / "journal.jsonl"
+    for wanted in (3, 6):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while run.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") > wanted:
+                break
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        time.sleep(0.5)  # its processes end with it
+        with journal.open("ab") as file:
+            file.write(b'{"half a line')
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    check(run.returncode == 0, f"the batch: exit code {run.returncode}: {run.stdout}{run.stderr}")
+    check("(before)" in run.stdout, f"nothing was resumed: {run.stdout}")
+    grades = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    names = sorted(grade["submission"] for grade in grades)
+    check(names == ["anna", "bert", "carl", "dora", "emil", "link.py", "nobody", "pipe.py"], f"the journal has {names}")
+    rows = {row["submission"]: row for row in csv.DictReader((scratch / "out" / "grades.csv").open(newline=""))}
+    check(len(rows) == 8, f"the table has {len(rows)} lines")
+    for student, points in {"anna": "70", "carl": "70", "emil": "0", "nobody": "0", "link.py": "0", "pipe.py": "0"}.items():
+        check(rows.get(student, {}).get("automatic") == points, f"{student}: {rows.get(student)}, wanted {points} points")
+    check("symbolic link" in rows["link.py"]["refused"], "link.py is not told apart")
+    check("passwd" not in (scratch / "out" / "for_students" / "link.py.txt").read_text(), "a link's target is shown")
+    for where in ("for_students", "for_graders"):
+        check(len(list((scratch / "out" / where).iterdir())) == 8, f"{where} has not 8 reports")
+    before = journal.read_bytes()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    check(again.stdout.count("(before)") == 8 and journal.read_bytes() == before, "a finished batch is graded again")
+    other = attest("grade", *command[2:], "--weights")
+    check(other.returncode == 2 and "other terms" in other.stderr, f"other terms: {other.stderr}")
+
+
+def main():
+    template = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
+    with tempfile.TemporaryDirectory(prefix="attest-grade-") as folder:
+        scratch = pathlib.Path(folder)
+        (scratch / "secret").write_bytes(os.urandom(32))
+        pack = scratch / "pack"
+        made = attest("pack", "make", "--secret", scratch / "secret", "--out", pack)
+        check(made.returncode == 0, f"pack make: {made.stderr}")
+        if failures:
+            return 1
+        first = attest("grade", CHALLENGE / "solution.py", "--pack", pack)
+        if first.returncode == 2 and ("sandbox:" in first.stderr or "PyTorch" in first.stderr):
+            print(f"grade_command_test: skipped, this machine cannot grade: {first.stderr}")
+            return 77
+        wrong_arguments(scratch, pack)
+        formats(scratch, pack, template)
+        classes(scratch, pack)
+    print("grade_command_test: " + (f"{failures} failures" if failures else "passed"))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
