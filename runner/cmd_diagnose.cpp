@@ -8,8 +8,8 @@
 
 #include "runner/backend_arguments.h"
 #include "runner/campaign.h"
-#include "runner/explain_run.h"
 #include "runner/explain_accuracy.h"
+#include "runner/explain_run.h"
 #include "runner/markup.h"
 #include "runner/places.h"
 #include "runner/reports.h"

@@ -10,16 +10,16 @@
 namespace attest {
 namespace {
 
-constexpr size_t kAcquitting = 4;     // passing cases that are there to catch a bug, tried before all else
-constexpr size_t kTable = 12;         // failing cases that every suspect is tried on before pairs are
-constexpr size_t kMostPairs = 4000;   // that are played at all ...
-constexpr size_t kMostTried = 40;     // ... and held against everything
-constexpr size_t kBatch = 48;         // questions worth asking at once
-constexpr double kMostCost = 0.5;     // seconds of passing cases for a hypothesis
-constexpr double kCostly = 5;         // times the median cost
-constexpr size_t kPartial = 3;        // explanations that are only a part
+constexpr size_t kAcquitting = 4;    // passing cases that are there to catch a bug, tried before all else
+constexpr size_t kTable = 12;        // failing cases that every suspect is tried on before pairs are
+constexpr size_t kMostPairs = 4000;  // that are played at all ...
+constexpr size_t kMostTried = 40;    // ... and held against everything
+constexpr size_t kBatch = 48;        // questions worth asking at once
+constexpr double kMostCost = 0.5;    // seconds of passing cases for a hypothesis
+constexpr double kCostly = 5;        // times the median cost
+constexpr size_t kPartial = 3;       // explanations that are only a part
 constexpr size_t kNamedCases = 5;
-constexpr double kClearGain = 4;      // below it in every case, an agreement may be chance
+constexpr double kClearGain = 4;  // below it in every case, an agreement may be chance
 
 /// Two explanations whose predictions are this much nearer and further are not told together.
 bool is_clearly_nearer(double residual, double other) {
@@ -257,10 +257,11 @@ class Detective {
     for (const size_t p : passing_) {
       if (left.size() < 2) break;
       const bool aimed = std::any_of(left.begin(), left.end(), [&](const Suspect* one) {
-        return !one->has(p) && std::any_of(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), [&](const auto& bug) {
-          const auto& kills = exhibits_[p].kills;
-          return std::find(kills.begin(), kills.end(), bug) != kills.end();
-        });
+        return !one->has(p) &&
+               std::any_of(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), [&](const auto& bug) {
+                 const auto& kills = exhibits_[p].kills;
+                 return std::find(kills.begin(), kills.end(), bug) != kills.end();
+               });
       });
       if (!aimed) continue;
       if (!ask(left, {p})) break;
@@ -290,7 +291,7 @@ class Detective {
     if (!ask(suspects, table)) return {};
     struct Pair {
       Suspect* both;
-      int64_t alone;               ///< Failing cases that one of the two explains by itself.
+      int64_t alone;                ///< Failing cases that one of the two explains by itself.
       std::vector<size_t> to_play;  ///< In which both show.
     };
     std::vector<Pair> pairs;
@@ -445,8 +446,6 @@ class Detective {
     return explanation;
   }
 
-
-
   /// What the catalogue says of telling these from those that look like them.
   [[nodiscard]] std::string apart(const Suspects& group) const {
     const Suspect& first = *group.front();
@@ -457,7 +456,8 @@ class Detective {
       std::vector<std::string> here, away;
       for (const std::string& other : kin->bugs) {
         const bool together = std::any_of(group.begin(), group.end(), [&](const Suspect* one) {
-          return std::find(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), other) != one->hypothesis.bugs.end();
+          return std::find(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), other) !=
+                 one->hypothesis.bugs.end();
         });
         (together ? here : away).push_back(other);
       }

@@ -42,8 +42,8 @@ class Dice {
 
 /// What is done to right results: so many of a tensor's elements are moved by so many times their allowed error.
 struct Noise {
-  double cases = 1;             ///< Share of the cases it falls on.
-  double elements = 1;          ///< Share of elements; 0: one of each tensor.
+  double cases = 1;            ///< Share of the cases it falls on.
+  double elements = 1;         ///< Share of elements; 0: one of each tensor.
   double least = 2, most = 2;  ///< Times the allowed error.
   bool lse = false;
   uint64_t seed = 0;
@@ -143,13 +143,15 @@ class Tester {
       return catalogue_.correct[variant++ % catalogue_.correct.size()].id;
     };
     // Some bugs have no place in some variants: without a running maximum nothing is rescaled.
-    const auto try_until_seen = [&](SelfTrial::Kind kind, const std::vector<std::string>& bugs, const std::string& first) {
+    const auto try_until_seen = [&](SelfTrial::Kind kind, const std::vector<std::string>& bugs,
+                                    const std::string& first) {
       SelfTrial trial = try_bugs(kind, bugs, first);
       const auto at = std::find_if(catalogue_.correct.begin(), catalogue_.correct.end(),
                                    [&](const Variant& one) { return one.id == first; }) -
                       catalogue_.correct.begin();
       for (size_t more = 1; more <= kOtherVariants && trial.failing == 0; ++more) {
-        trial = try_bugs(kind, bugs, catalogue_.correct[(static_cast<size_t>(at) + more) % catalogue_.correct.size()].id);
+        trial =
+            try_bugs(kind, bugs, catalogue_.correct[(static_cast<size_t>(at) + more) % catalogue_.correct.size()].id);
       }
       return trial;
     };
@@ -272,9 +274,9 @@ std::string_view name(SelfTrial::Result result) {
 }
 
 Json to_json(const SelfTrial& trial) {
-  return {{"kind", name(trial.kind)},       {"bugs", trial.bugs},
-          {"variant", trial.variant},       {"about", trial.about},
-          {"failing", trial.failing},       {"result", name(trial.result)},
+  return {{"kind", name(trial.kind)},         {"bugs", trial.bugs},
+          {"variant", trial.variant},         {"about", trial.about},
+          {"failing", trial.failing},         {"result", name(trial.result)},
           {"run_seconds", trial.run_seconds}, {"diagnosis", to_json(trial.diagnosis)}};
 }
 
@@ -335,20 +337,21 @@ std::string self_test_table(const Catalogue& catalogue, const std::vector<SelfTr
       if (bug != nullptr) row("  " + bug->area).add(trial);
     }
     for (const SelfTrial& trial : trials) {
-      if (trial.kind == kind) row(kind == Kind::single ? "all single bugs" : kind == Kind::pair ? "pairs" : "noise").add(trial);
+      if (trial.kind == kind)
+        row(kind == Kind::single ? "all single bugs" : kind == Kind::pair ? "pairs" : "noise").add(trial);
     }
   }
-  std::string text = fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>9} {:>9} {:>9}\n", "", "trials",
-                                 "right", "alone", "kin", "part", "no known", "wrong", "unseen", "diagnosis", "slowest",
-                                 "run");
+  std::string text =
+      fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>9} {:>9} {:>9}\n", "", "trials", "right",
+                  "alone", "kin", "part", "no known", "wrong", "unseen", "diagnosis", "slowest", "run");
   for (const auto& [label, found] : rows) {
     const auto count = [&](Result result) {
       const auto at = found.by.find(result);
       return at == found.by.end() ? int64_t{0} : at->second;
     };
     const auto n = static_cast<double>(found.all);
-    text += fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>7.2f} s {:>7.2f} s {:>7.2f} s\n", label,
-                        found.all, count(Result::right), found.alone, count(Result::kin), count(Result::part),
+    text += fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>7.2f} s {:>7.2f} s {:>7.2f} s\n",
+                        label, found.all, count(Result::right), found.alone, count(Result::kin), count(Result::part),
                         count(Result::nothing), count(Result::wrong), count(Result::unseen), found.seconds / n,
                         found.slowest, found.run / n);
   }

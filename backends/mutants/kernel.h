@@ -275,6 +275,9 @@ struct Hooks {
   };  ///< By position, or by this mask value.
 
   // Tiles of keys.
+  std::function<std::int64_t(const Numerics&, std::int64_t)> split_of = [](const Numerics& n, std::int64_t tile) {
+    return n.split_of(tile);
+  };
   std::function<bool(const Call&, const Sequence&, KeyRange, Role, std::int64_t)> loads = stage::loads;
   std::function<bool(const Call&, std::int64_t, std::int64_t)> arrives = [](const Call&, std::int64_t, std::int64_t) {
     return true;

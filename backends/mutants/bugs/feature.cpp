@@ -89,7 +89,7 @@ const std::vector<Bug> feature_bugs{
        wrap(k.start, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
          right(c, s, row, split);
          if (c.kernel.sinks.empty() || row.keys.begin == row.keys.end) return;
-         if (split != c.numerics.split_of(row.keys.begin / c.numerics.key_tile)) return;
+         if (split != c.hooks.split_of(c.numerics, row.keys.begin / c.numerics.key_tile)) return;
          if (split != 0) right(c, s, row, 0);
          if (split == 0) row.sum.add(row.sum[0]);
        });

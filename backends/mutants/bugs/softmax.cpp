@@ -15,6 +15,11 @@ float half(float x) {
   return round_to(Storage::f16, x);
 }
 
+/// Without splits, so that sums grow as long as the keys.
+std::int64_t one_split(const Numerics& /*n*/, std::int64_t /*tile*/) {
+  return 0;
+}
+
 /// Maxima and sums along the wrong axis of a tile: over the rows.
 void normalise_over_rows(const Call& c, std::vector<Row>& rows, const float* logits, const float* values,
                          std::int64_t n) {
@@ -53,7 +58,10 @@ const std::vector<Bug> softmax_bugs{
      [](Hooks& k) { k.rescale = [](Row& row, float factor) { row.sum.scale(factor); }; }},
 
     {"sum-fp16",
-     [](Hooks& k) { k.add_weight = [](Row& row, float weight) { row.sum.sum[0] = half(row.sum.sum[0] + weight); }; }},
+     [](Hooks& k) {
+       k.split_of = one_split;
+       k.add_weight = [](Row& row, float weight) { row.sum.sum[0] = half(row.sum.sum[0] + weight); };
+     }},
 
     {"tail-key-zero", [](Hooks& k) { k.tail = [] { return 0.0F; }; }},
 
@@ -61,6 +69,7 @@ const std::vector<Bug> softmax_bugs{
 
     {"acc-fp16",
      [](Hooks& k) {
+       k.split_of = one_split;
        k.weigh = [](const Call&, Row& row, float weight, const float* value) {
          for (float& sum : row.output.sum) sum = half(sum + half(weight * *value++));
        };
