@@ -19,8 +19,8 @@ namespace attest {
 
 /// Bugs that are there at the same time, in code that is right but for them.
 struct Hypothesis {
-  std::vector<std::string> bugs;
-  std::string variant;  ///< A correct way to compute (Catalogue::correct); empty: the usual one.
+  std::vector<std::string> bugs;  ///< As the mutants call them: ids of the catalogue, or "id@realisation".
+  std::string variant;            ///< A correct way to compute (Catalogue::correct); empty: the usual one.
   auto operator<=>(const Hypothesis&) const = default;
 };
 

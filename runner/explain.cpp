@@ -247,8 +247,9 @@ std::string claim_text(const Explanation& explanation, const Diagnosis& diagnosi
   if (diagnosis.failing > diagnosis.compared) remarks.push_back(fmt::format("compared, of {}", diagnosis.failing));
   if (explanation.unclear > 0) remarks.push_back(fmt::format("{} too near to tell", explanation.unclear));
   if (!remarks.empty()) text += fmt::format(" ({})", fmt::join(remarks, "; "));
-  return text + fmt::format(", contradicted by none{}",
-                            diagnosis.passing > 0 ? fmt::format(" of {} passing ones", diagnosis.passing) : "");
+  text += explanation.contradicted > 0 ? fmt::format(", contradicted by {}", explanation.contradicted)
+                                       : std::string(", contradicted by none");
+  return text + (diagnosis.passing > 0 ? fmt::format(" of {} passing ones", diagnosis.passing) : "");
 }
 
 std::string diagnosis_text(const Diagnosis& diagnosis, bool colour, Detail detail) {

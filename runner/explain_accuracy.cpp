@@ -11,6 +11,7 @@
 #include <set>
 
 #include "cases/sha256.h"
+#include "runner/diagnose.h"
 
 namespace attest {
 namespace {
@@ -158,8 +159,12 @@ class Tester {
     for (const Bug& bug : catalogue_.bugs) {
       const bool wanted =
           test_.bugs.empty() || std::find(test_.bugs.begin(), test_.bugs.end(), bug.id) != test_.bugs.end();
-      const std::string other = next_variant();  // drawn in any case: a bug keeps its variant
-      if (test_.singles && wanted) add(try_until_seen(SelfTrial::Kind::single, {bug.id}, other));
+      std::vector<std::string> forms{bug.id};
+      for (const Realisation& one : bug.realisations) forms.push_back(bug.id + "@" + one.id);
+      for (const std::string& form : forms) {
+        const std::string other = next_variant();  // drawn in any case: a bug keeps its variant
+        if (test_.singles && wanted) add(try_until_seen(SelfTrial::Kind::single, {form}, other));
+      }
     }
     std::set<std::pair<size_t, size_t>> drawn;
     while (static_cast<int64_t>(drawn.size()) < test_.pairs) {
@@ -285,14 +290,16 @@ SelfTrial::Result judge_diagnosis(const Catalogue& catalogue, const SelfTrial& t
   const Diagnosis& diagnosis = trial.diagnosis;
   if (trial.failing == 0) return Result::unseen;
   if (diagnosis.verdict != Diagnosis::Verdict::explained) return Result::nothing;
+  std::vector<std::string> bugs;
+  for (const std::string& form : trial.bugs) bugs.emplace_back(bug_of(form));
   Result result = Result::wrong;
   for (const std::vector<std::string>& named : diagnosis.explanations.front().bugs) {
-    if (std::set(named.begin(), named.end()) == std::set(trial.bugs.begin(), trial.bugs.end())) return Result::right;
-    const bool kin = named.size() == trial.bugs.size() &&
-                     std::is_permutation(named.begin(), named.end(), trial.bugs.begin(),
+    if (std::set(named.begin(), named.end()) == std::set(bugs.begin(), bugs.end())) return Result::right;
+    const bool kin = named.size() == bugs.size() &&
+                     std::is_permutation(named.begin(), named.end(), bugs.begin(),
                                          [&](const auto& a, const auto& b) { return is_kin(catalogue, a, b); });
-    const bool part = named.size() == 1 && trial.bugs.size() == 2 &&
-                      std::find(trial.bugs.begin(), trial.bugs.end(), named.front()) != trial.bugs.end();
+    const bool part =
+        named.size() == 1 && bugs.size() == 2 && std::find(bugs.begin(), bugs.end(), named.front()) != bugs.end();
     if (kin) result = Result::kin;
     if (part && result == Result::wrong) result = Result::part;
   }
@@ -333,7 +340,7 @@ std::string self_test_table(const Catalogue& catalogue, const std::vector<SelfTr
   for (const Kind kind : {Kind::single, Kind::pair, Kind::noise}) {
     for (const SelfTrial& trial : trials) {
       if (trial.kind != kind) continue;
-      const Bug* bug = kind == Kind::single ? catalogue.find(trial.bugs.front()) : nullptr;
+      const Bug* bug = kind == Kind::single ? catalogue.find(bug_of(trial.bugs.front())) : nullptr;
       if (bug != nullptr) row("  " + bug->area).add(trial);
     }
     for (const SelfTrial& trial : trials) {
@@ -361,6 +368,7 @@ std::string self_test_table(const Catalogue& catalogue, const std::vector<SelfTr
 bool meets_aims(const std::vector<SelfTrial>& trials) {
   using Kind = SelfTrial::Kind;
   using Result = SelfTrial::Result;
+  if (trials.empty()) return false;
   int64_t singles = 0, right = 0, pairs = 0, both = 0, blamed = 0;
   for (const SelfTrial& trial : trials) {
     const bool good = trial.result == Result::right || trial.result == Result::kin;

@@ -26,6 +26,7 @@ constexpr double kNear = 1.2;
 // Errors that look like noise may differ by this factor in size.
 constexpr double kAlike = 2.5;
 constexpr double kAlikeByLuck = 5;
+constexpr double kSurelyNear = 1000;  // times nearer to the bug than to the golden, at the worst elements
 
 /// Beyond any number that a case computes with: NaN, infinity, or what poison has become.
 bool is_wild(float x, DType dtype, double golden) {
@@ -326,7 +327,11 @@ class Holding {
 
   Agreement conclude() {
     answer_.gain = shapeless_ && !structure_ ? kInfinity : left_ > 0 ? error_ / left_ : kInfinity;
-    if (structure_ || answer_.residual > kSurely) {
+    // So much nearer to the bug than to what is right: whatever is still between them, it is not another bug.
+    const bool near = !structure_ && answer_.matched > 0 && answer_.gain >= kSurelyNear;
+    if (near && answer_.residual > kSurely) {
+      answer_.match = Match::unclear;
+    } else if (structure_ || answer_.residual > kSurely) {
       answer_.match = Match::differs;
       if (structure_) answer_.gain = 0;
     } else if (answer_.residual <= 1 && is_alike() && (shapeless_ || left_ <= kLeft * error_)) {

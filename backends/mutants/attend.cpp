@@ -28,9 +28,8 @@ class Tile {
       if (!c_.hooks.arrives(c_, ordinal, n)) continue;
       load(Role::key, n, keys_.at(0, n), keys_.width);
       load(Role::value, n, values_.at(0, n), values_.width);
-    }
-    if (c_.numerics.scaling == Scaling::both_roots) {
-      for (float& x : keys_.memory) x *= std::sqrt(std::abs(s_.scale));
+      if (c_.numerics.scaling != Scaling::both_roots) continue;
+      for (std::int64_t i = 0; i < keys_.width; ++i) keys_.at(0, n)[i] *= std::sqrt(std::abs(s_.scale));
     }
   }
 
