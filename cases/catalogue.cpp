@@ -34,6 +34,14 @@ std::vector<T> read_list(Fields& fields, std::string_view name, const Read& read
   return list;
 }
 
+std::vector<Realisation> read_realisations(Fields& bug) {
+  if (!bug.has("realisations")) return {};
+  return read_list<Realisation>(bug, "realisations", [](Fields& one) {
+    return Realisation{one.required<std::string>("id"), one.required<std::string>("about"),
+                       one.optional<std::string>("weak", "")};
+  });
+}
+
 void check_groups(const Catalogue& catalogue, const std::string& place) {
   for (const BugGroup& group : catalogue.groups) {
     for (const std::string& id : group.bugs) {
@@ -54,8 +62,21 @@ void check_groups(const Catalogue& catalogue, const std::string& place) {
 
 }  // namespace
 
-const Bug* Catalogue::find(std::string_view id) const {
-  return find_in(bugs, id);
+std::vector<std::string> Bug::names() const {
+  std::vector<std::string> list{id};
+  for (const Realisation& one : realisations) list.push_back(id + "@" + one.id);
+  return list;
+}
+
+std::string_view bug_of(std::string_view name) {
+  return name.substr(0, name.find('@'));
+}
+
+const Bug* Catalogue::find(std::string_view name) const {
+  const Bug* const bug = find_in(bugs, bug_of(name));
+  if (bug == nullptr || name == bug->id) return bug;
+  const std::vector<std::string> names = bug->names();
+  return std::find(names.begin(), names.end(), name) == names.end() ? nullptr : bug;
 }
 
 const BugGroup* Catalogue::find_group(std::string_view id) const {
@@ -71,17 +92,12 @@ Catalogue load_catalogue(const std::filesystem::path& root) {
   }
   Catalogue catalogue;
   catalogue.bugs = read_list<Bug>(fields, "bugs", [](Fields& one) {
-    return Bug{one.required<std::string>("id"),
-               one.required<std::string>("area"),
-               one.required<std::string>("fault"),
-               one.required<std::string>("symptom"),
-               one.required<std::string>("visible_with"),
-               one.optional<std::string>("missed_by", ""),
-               one.optional<std::string>("look_for", ""),
-               one.optional<std::string>("group", ""),
-               one.optional<std::string>("weak", ""),
-               one.required<Strings>("links"),
-               one.required<Strings>("source")};
+    return Bug{one.required<std::string>("id"),           one.required<std::string>("area"),
+               one.required<std::string>("fault"),        one.required<std::string>("symptom"),
+               one.required<std::string>("visible_with"), one.optional<std::string>("missed_by", ""),
+               one.optional<std::string>("look_for", ""), one.optional<std::string>("group", ""),
+               one.optional<std::string>("weak", ""),     one.required<Strings>("links"),
+               one.required<Strings>("source"),           read_realisations(one)};
   });
   catalogue.groups = read_list<BugGroup>(fields, "groups", [](Fields& one) {
     return BugGroup{one.required<std::string>("id"), one.required<Strings>("bugs"),

@@ -10,6 +10,13 @@
 
 namespace attest {
 
+/// Another way in which a bug comes about, beside the one that the bug's own id stands for.
+struct Realisation {
+  std::string id;     ///< Within its bug.
+  std::string about;  ///< How it differs from the first one.
+  std::string weak;   ///< As Bug::weak.
+};
+
 struct Bug {
   std::string id, area;
   std::string fault;         ///< What the faulty code does.
@@ -21,7 +28,14 @@ struct Bug {
   std::string weak;          ///< Why no case can show it with twenty times the allowed error; empty: some case must.
   std::vector<std::string> links;   ///< Issues where it was seen.
   std::vector<std::string> source;  ///< issue, write-up, common knowledge
+  std::vector<Realisation> realisations{};
+
+  /// What the mutants backend calls the bug's realisations: `id`, then `id@realisation` of each.
+  [[nodiscard]] std::vector<std::string> names() const;
 };
+
+/// The bug of a realisation's name.
+std::string_view bug_of(std::string_view name);
 
 /// Bugs that look alike.
 struct BugGroup {
@@ -40,8 +54,8 @@ struct Catalogue {
   std::vector<BugGroup> groups;
   std::vector<Variant> correct;
 
-  /// Null if there is none.
-  [[nodiscard]] const Bug* find(std::string_view id) const;
+  /// Null if there is none. A realisation's name finds its bug.
+  [[nodiscard]] const Bug* find(std::string_view name) const;
   [[nodiscard]] const BugGroup* find_group(std::string_view id) const;
 };
 

@@ -63,6 +63,22 @@ TEST_CASE("a catalogue that contradicts itself is refused") {
   CHECK_THROWS_WITH(load({odd}), ContainsSubstring("weakness"));
 }
 
+TEST_CASE("a bug may have several realisations") {
+  Json several = bug("one");
+  several["realisations"] = {{{"id", "decode"}, {"about", "In decode steps."}},
+                             {{"id", "1e-6"}, {"about", "Always."}, {"weak", "Too small."}}};
+  const Catalogue catalogue = load({several, bug("two")});
+  CHECK(catalogue.bugs[0].names() == std::vector<std::string>{"one", "one@decode", "one@1e-6"});
+  CHECK(catalogue.bugs[0].realisations[1].weak == "Too small.");
+  CHECK(catalogue.bugs[1].names() == std::vector<std::string>{"two"});
+  CHECK(catalogue.find("one@decode") == &catalogue.bugs[0]);
+  CHECK(catalogue.find("two@decode") == nullptr);
+  CHECK(bug_of("one@decode") == "one");
+  CHECK(bug_of("two") == "two");
+  several["realisations"].push_back({{"id", "decode"}, {"about", "Again."}});
+  CHECK_THROWS_WITH(load({several}), ContainsSubstring("realisations[2].id: got \"decode\", which is taken"));
+}
+
 TEST_CASE("weak bugs and correct variants have their words") {
   Json weak = bug("one");
   weak["weak"] = "One key of many.";

@@ -141,6 +141,13 @@ void attend(const Case& c, size_t index, const Timeline& timeline, State& state,
     for (int64_t i = 0; i < step.queries[b]; ++i) {
       const KeyRange keys = visible_keys(c.problem, total, step.queries[b], i);
       const int64_t position = total - step.queries[b] + i;
+      // A ring has a window, but where that is taken away to see whether it matters.
+      if (c.problem.cache == CacheKind::ring && c.problem.window_left &&
+          keys.begin < std::min(keys.end, moment.before[b] - c.problem.capacity)) {
+        throw Error::at(step_place(c, index),
+                        "query {} of sequence {} sees token {}, which a ring of {} has overwritten", i, b, keys.begin,
+                        c.problem.capacity);
+      }
       moment.rows.push_back({static_cast<int64_t>(b), data_slot(c, b), i, state.next_query[b]++, position,
                              angle(b, i, position), keys.begin, keys.end});
     }

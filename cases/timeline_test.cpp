@@ -161,6 +161,18 @@ TEST_CASE("a ring has no overflow, and cannot be cut to what it has lost") {
   CHECK_NOTHROW(play(make_with(problem, R"([{"attend": 4}, {"truncate": 1}])")));
 }
 
+TEST_CASE("no query sees what a ring has overwritten") {
+  const std::string ring = R"("window": {"left": 3}, "cache": "ring", "capacity": 5})";
+  const std::string wrap = R"([{"attend": 9}, {"attend": 1}])";
+  CHECK_NOTHROW(play(make_with(R"({"causal": "bottom_right", )" + ring, wrap)));
+  CHECK_THROWS_AS(play(make_with(R"({"causal": "top_left", )" + ring, wrap)), Error);
+  // The first of four queries without a new key wants the tokens 2 to 5.
+  CHECK_THROWS_AS(
+      play(make_with(R"({"causal": "bottom_right", )" + ring, R"([{"attend": 9}, {"attend": 4, "keys": 0}])")), Error);
+  CHECK_NOTHROW(
+      play(make_with(R"({"causal": "bottom_right", )" + ring, R"([{"attend": 9}, {"attend": 2, "keys": 0}])")));
+}
+
 TEST_CASE("parts of a split have the same queries, and their merge sees all keys") {
   const Case c = make_with(
       R"({"lse": true})",

@@ -312,8 +312,11 @@ class NoisyLayer {
       double largest = sink;
       for (size_t j = 0; j < keys.size(); ++j) {
         weight[j] = noise.rounded(noise.dot(q.data() + h * dk, keys[j]->k.data() + kv * dk, dk, 0) * scale_, 2);
-        if (p_.softcap > 0)
-          weight[j] = noise.rounded(p_.softcap * portable_tanh(noise.rounded(weight[j] / p_.softcap)), 3);
+        if (p_.softcap > 0) {
+          // A tanh that is computed through exp has an error that is absolute, not relative.
+          weight[j] = noise.rounded(p_.softcap * portable_tanh(noise.rounded(weight[j] / p_.softcap)), 3) +
+                      kUnit * kUniform * 4 * p_.softcap * noise.draw();
+        }
         if (!slopes_.empty()) {
           const auto distance = static_cast<double>(std::llabs(row.position - positions[j].first));
           weight[j] = noise.rounded(weight[j] - noise.rounded(slopes_[h] * distance, 2));

@@ -146,13 +146,16 @@ double RowTolerance::output(const double* v, size_t stride, double o) const {
   if (stores_weights_) {
     std::vector<double> sums(group_.empty() ? 0
                                             : static_cast<size_t>(*std::max_element(group_.begin(), group_.end())) + 1);
-    double squares = 0;  // V2
+    double squares = 0, apart = 0;  // V2; Q squared, if equal weights are rounded apart ...
     for (size_t j = 0; j < weight_.size(); ++j) {
-      sums[static_cast<size_t>(group_[j])] += weight_[j] * v[j * stride];
+      const double part = weight_[j] * v[j * stride];
+      sums[static_cast<size_t>(group_[j])] += part;
+      apart += part * part;
       squares += v[j * stride] * v[j * stride];
     }
-    double grouped = 0;  // Q squared
+    double grouped = 0;  // ... and if they are rounded alike
     for (const double sum : sums) grouped += sum * sum;
+    grouped = std::max(grouped, apart);
     const auto n = static_cast<double>(weight_.size());
     from_weights += std::min(unit_ * (std::fabs(o) + kSpread * std::sqrt(grouped)), unit_ * (absolute + std::fabs(o))) +
                     half_subnormal_ * std::min(kSpread * std::sqrt(squares), std::sqrt(n * squares));
@@ -185,7 +188,12 @@ double RowTolerance::lse(double lse, double log_sum) const {
   for (size_t j = 0; j < weight_.size(); ++j) from_logits += weight_[j] * logit_error_[j];
   if (!small_) from_logits = sink_error_ + lse_moved_;
   return kUnit * std::fabs(lse) + from_logits + (growth_ + 8) * kUnit +
-         2 * kUnit * (std::fabs(largest_) + std::fabs(log_sum));
+         2 * kUnit * (std::fabs(largest_) + std::fabs(log_sum)) + beyond_binary(lse);
+}
+
+double beyond_binary(double lse) {
+  constexpr double kLog2E = 1.4426950408889634;
+  return std::fabs(lse) * kLog2E > static_cast<double>(std::numeric_limits<float>::max()) ? std::fabs(lse) / 2 : 0;
 }
 
 }  // namespace attest

@@ -65,4 +65,8 @@ double repeated(DType dtype, std::span<const double> x);
 /// Rounds up to f32.
 float round_up(double x);
 
+/// What an LSE may be off because f32 cannot hold it in units of log 2: half of it, where that is so, else 0. Only rows
+/// whose keys all carry a mask near the lowest number get there.
+double beyond_binary(double lse);
+
 }  // namespace attest

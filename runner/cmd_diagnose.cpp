@@ -8,8 +8,8 @@
 
 #include "runner/backend_arguments.h"
 #include "runner/campaign.h"
-#include "runner/explain_run.h"
 #include "runner/explain_accuracy.h"
+#include "runner/explain_run.h"
 #include "runner/markup.h"
 #include "runner/places.h"
 #include "runner/reports.h"
@@ -26,7 +26,7 @@ struct Options {
   double seconds = 60;
   bool json = false, trace = false;
   std::string traced;
-  bool self_test = false;
+  bool self_test = false, no_singles = false;
   SelfTest test;
   std::filesystem::path out;
 };
@@ -90,6 +90,12 @@ int self_test(const Common& common, const Options& options) {
   Subjects subjects(suite);
   SelfTest test = options.test;
   test.seconds = options.seconds;
+  test.singles = !options.no_singles;
+  const Catalogue catalogue = load_catalogue(suite.root);
+  for (const std::string& bug : test.bugs) {
+    if (catalogue.find(bug) == nullptr)
+      throw Error(fmt::format("--bug: got \"{}\", which cases/bugs.json does not have", bug));
+  }
   std::string lines;
   const auto told = [&](const SelfTrial& trial) {
     lines += to_json(trial).dump() + "\n";
@@ -100,7 +106,7 @@ int self_test(const Common& common, const Options& options) {
     std::fflush(stdout);
   };
   const std::vector<SelfTrial> trials = run_self_test(suite, subjects, mutants, test, arguments.jobs, told);
-  fmt::print("\n{}", self_test_table(load_catalogue(suite.root), trials));
+  fmt::print("\n{}", self_test_table(catalogue, trials));
   return meets_aims(trials) ? exit_ok : exit_red;
 }
 
@@ -132,14 +138,28 @@ void add_diagnose_command(CLI::App& app, const Common& common, int& exit_code) {
       ->expected(0, 1)
       ->type_name("[CASE]");
   command->add_flag("--json", options->json, "The diagnosis as it would stand in the records");
-  command->add_flag("--self-test", options->self_test, "Measure how often the diagnosis is right");
-  command->add_option("--bug", options->test.bugs, "--self-test: only this one (may be repeated)");
-  command->add_option("--pairs", options->test.pairs, "--self-test: pairs of bugs")->capture_default_str();
-  command->add_option("--noise", options->test.noise, "--self-test: backends with noise")->capture_default_str();
-  command->add_flag("!--no-singles", options->test.singles, "--self-test: no single bugs");
-  command->add_option("--seed", options->test.seed, "--self-test: draws pairs, variants and noise")
-      ->capture_default_str();
-  command->add_option("--out,-o", options->out, "--self-test: file for a JSON line per trial");
+  CLI::Option* const self_test_flag =
+      command->add_flag("--self-test", options->self_test, "Measure how often the diagnosis is right");
+  const std::vector<CLI::Option*> of_self_test{
+      command->add_option("--bug", options->test.bugs, "--self-test: only this one (may be repeated)"),
+      command->add_option("--pairs", options->test.pairs, "--self-test: pairs of bugs")
+          ->check(CLI::Range(0, 1000))
+          ->capture_default_str(),
+      command->add_option("--noise", options->test.noise, "--self-test: backends with noise")
+          ->check(CLI::Range(0, 100000))
+          ->capture_default_str(),
+      command->add_flag("--no-singles", options->no_singles, "--self-test: no single bugs"),
+      command->add_option("--seed", options->test.seed, "--self-test: draws pairs, variants and noise")
+          ->capture_default_str(),
+      command->add_option("--out,-o", options->out, "--self-test: file for a JSON line per trial")};
+  for (CLI::Option* option : of_self_test) option->needs(self_test_flag);
+  command->footer(
+      "Examples:\n"
+      "  attest diagnose --backend ./mine.so                   what is wrong with it, over the whole suite\n"
+      "  attest diagnose --backend ./mine.so --profile rope --trace   the same of one profile, and the first steps\n"
+      "  attest diagnose --backend ./mine.so --trace window/right_0   one case key by key, whether it fails or not\n"
+      "\n"
+      "Exit codes: 0 said what there is to say (--self-test: the aims are met), 1 they are not, 2 bad input.");
   command->callback([&common, &exit_code, options] {
     exit_code = options->self_test ? self_test(common, *options) : diagnose_backend(common, *options);
   });

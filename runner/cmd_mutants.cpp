@@ -10,6 +10,7 @@
 #include "runner/mutant_plays.h"
 #include "runner/places.h"
 #include "runner/report_matrix.h"
+#include "runner/report_matrix_picture.h"
 #include "runner/report_text.h"
 #include "runner/reports.h"
 #include "runner/version.h"
@@ -82,13 +83,14 @@ int play(const Common& common, const Options& options) {
   fs::create_directories(options.out);
   write_file(options.out / "kill_matrix.json", to_json(matrix).dump(1) + "\n");
   write_file(options.out / "kill_matrix.html", html_report(matrix));
+  write_file(options.out / "kill_matrix.svg", matrix_picture(matrix));
   if (options.survivors) {
     print_survivors(matrix);
   } else {
     const MatrixTotals sum = totals(matrix);
     if (sum.plays + sum.correct_plays <= kFewCells) fmt::print("{}\n", cell_list(matrix));
-    fmt::print("{} and kill_matrix.html written, after {}\n\n", (options.out / "kill_matrix.json").string(),
-               seconds_text(matrix.seconds));
+    fmt::print("{}, kill_matrix.html and kill_matrix.svg written, after {}\n\n",
+               (options.out / "kill_matrix.json").string(), seconds_text(matrix.seconds));
     fmt::print("{}", console_summary(matrix, use_colour(STDOUT_FILENO)));
   }
   return judge(matrix).empty() ? exit_ok : exit_red;
@@ -96,9 +98,14 @@ int play(const Common& common, const Options& options) {
 
 #ifdef ATTEST_HAS_ORACLE
 int campaign(const Common& common, const Options& options) {
+  const Selection& selection = options.choice.selection;
+  if (!selection.profiles.empty() || !selection.filter.empty() || !selection.ids.empty()) {
+    throw Error("--campaign: draws its cases; --profile, --filter and --case choose among others");
+  }
   const BackendLibrary library(find_backend(options.backend));
   MatrixChoice choice = options.choice;
   const std::vector<Mutant> mutants = correct_ones(load_catalogue(find_suite(common.suite)), choice);
+  if (mutants.empty()) throw Error("--campaign: wants correct variants; --bug chooses others");
   const FreshCampaign result = run_fresh_campaign(library, mutants, static_cast<uint64_t>(options.seed),
                                                   options.campaign, choice.jobs, Counter());
   fs::create_directories(options.out);
@@ -121,10 +128,10 @@ void add_mutants_command(CLI::App& app, const Common& common, int& exit_code) {
       "Examples:\n"
       "  attest mutants                              the whole matrix: every bug and every correct variant\n"
       "  attest mutants --bug causal-plus1           one bug on all cases\n"
-      "  attest mutants --bug rope-theta --case rope/far   what the case says of it\n"
+      "  attest mutants --bug rope-theta --case rope/far_positions   what the case says of it\n"
       "  attest mutants --campaign 10000 --seed 7    correct variants on fresh random cases\n"
       "\n"
-      "Plays the backend `mutants` in processes forked from this one. Writes kill_matrix.json and kill_matrix.html, a\n"
+      "Plays the backend `mutants` in processes forked from this one. Writes kill_matrix.json, .html and .svg, a\n"
       "campaign campaign.json.\n"
       "Exit codes: 0 green, 1 red (a bug survives, a correct backend is flagged, ...), 2 bad input.");
   auto options = std::make_shared<Options>();

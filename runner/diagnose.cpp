@@ -10,20 +10,28 @@
 namespace attest {
 namespace {
 
-constexpr size_t kAcquitting = 4;     // passing cases that are there to catch a bug, tried before all else
-constexpr size_t kTable = 12;         // failing cases that every suspect is tried on before pairs are
-constexpr size_t kMostPairs = 4000;   // that are played at all ...
-constexpr size_t kMostTried = 40;     // ... and held against everything
-constexpr size_t kBatch = 48;         // questions worth asking at once
-constexpr double kMostCost = 0.5;     // seconds of passing cases for a hypothesis
-constexpr double kCostly = 5;         // times the median cost
-constexpr size_t kPartial = 3;        // explanations that are only a part
+constexpr size_t kAcquitting = 4;    // passing cases that are there to catch a bug, tried before all else
+constexpr size_t kSeenEnough = 10;   // failing cases, when the time is up
+constexpr size_t kMoreFailing = 10;  // beyond those that every suspect has to explain
+constexpr size_t kTable = 12;        // failing cases that every suspect is tried on before pairs are
+constexpr size_t kMostPairs = 4000;  // that are played at all ...
+constexpr size_t kMostTried = 40;    // ... and held against everything
+constexpr size_t kBatch = 48;        // questions worth asking at once
+constexpr double kMostCost = 0.5;    // seconds of passing cases for a hypothesis
+constexpr double kCostly = 5;        // times the median cost
+constexpr size_t kPartial = 3;       // explanations that are only a part
 constexpr size_t kNamedCases = 5;
-constexpr double kClearGain = 4;      // below it in every case, an agreement may be chance
+constexpr double kClearGain = 4;  // below it in every case, an agreement may be chance
 
 /// Two explanations whose predictions are this much nearer and further are not told together.
 bool is_clearly_nearer(double residual, double other) {
   return other > 4 * residual + 0.2;
+}
+
+std::vector<std::string> bugs_of(const Hypothesis& hypothesis) {
+  std::vector<std::string> ids;
+  for (const std::string& form : hypothesis.bugs) ids.emplace_back(bug_of(form));
+  return ids;
 }
 
 /// What is known of a hypothesis.
@@ -50,6 +58,10 @@ class Detective {
     failing_.assign(all_failing_.begin(),
                     all_failing_.begin() + static_cast<ptrdiff_t>(std::min(limits.failing, all_failing_.size())));
     passing_ = spread(passing);
+    for (const Bug& bug : catalogue.bugs) {
+      forms_.push_back(bug.id);
+      for (const Realisation& one : bug.realisations) forms_.push_back(bug.id + "@" + one.id);
+    }
   }
 
   Diagnosis run() {
@@ -61,7 +73,7 @@ class Detective {
       return diagnosis;
     }
     Suspects alone;
-    for (const Bug& bug : catalogue_.bugs) alone.push_back(&suspect({{bug.id}, ""}));
+    for (const std::string& bug : forms_) alone.push_back(&suspect({{bug}, ""}));
     Suspects suspects = acquit(alone);
     Suspects whole = try_all(suspects);
     // Some bugs depend on tiles and splits, which are the backend's own choice.
@@ -79,6 +91,7 @@ class Detective {
     diagnosis.predictions = predictions_;
     diagnosis.compared = static_cast<int64_t>(failing_.size());
     if (out_of_time_) diagnosis.notes.emplace_back("the time for the diagnosis was up before everything was tried");
+    if (out_of_reach_) diagnosis.notes.emplace_back("so many pairs of bugs are possible that not all were tried");
     diagnosis.line = line(diagnosis);
     return diagnosis;
   }
@@ -134,19 +147,21 @@ class Detective {
     return !out_of_time_;
   }
 
+  /// Whether a case is there to catch one of these bugs.
+  [[nodiscard]] bool is_aimed_at(size_t exhibit, const Hypothesis& hypothesis) const {
+    const auto& kills = exhibits_[exhibit].kills;
+    return std::any_of(hypothesis.bugs.begin(), hypothesis.bugs.end(), [&](const std::string& form) {
+      return std::find(kills.begin(), kills.end(), bug_of(form)) != kills.end();
+    });
+  }
+
   /// Passing cases for these bugs: those that are there to catch one of them first.
   [[nodiscard]] std::vector<size_t> passing_for(const Hypothesis& hypothesis, size_t count) const {
     std::vector<size_t> chosen;
-    const auto catches = [&](size_t i) {
-      const auto& kills = exhibits_[i].kills;
-      return std::any_of(hypothesis.bugs.begin(), hypothesis.bugs.end(), [&](const std::string& bug) {
-        return std::find(kills.begin(), kills.end(), bug) != kills.end();
-      });
-    };
     for (const bool wanted : {true, false}) {
       double spent = 0;
       for (const size_t i : passing_) {
-        if (chosen.size() == count || catches(i) != wanted) continue;
+        if (chosen.size() == count || is_aimed_at(i, hypothesis) != wanted) continue;
         // A few costly ones are enough, if there is nothing else.
         if (chosen.size() >= kAcquitting && spent + exhibits_[i].cost > kMostCost) continue;
         spent += exhibits_[i].cost;
@@ -208,7 +223,7 @@ class Detective {
     for (const size_t f : failing_) {
       if (std::all_of(left.begin(), left.end(), [&](const Suspect* one) { return one->has(f); })) seen.push_back(f);
     }
-    if (seen.size() < std::min<size_t>(3, failing_.size())) return {};
+    if (seen.size() < std::min(kSeenEnough, failing_.size())) return {};
     failing_ = seen;
     return left;
   }
@@ -243,24 +258,20 @@ class Detective {
     }
     ask(questions, open);
     std::erase_if(left, [&](const Suspect* one) { return is_contradicted(*one, false); });
-    if (left.size() < 2 || out_of_time_) return left;
-    // Cases that were left out tell some of them apart.
-    Suspects before = left;
-    for (size_t i = failing_.size(); i < all_failing_.size() && left.size() > 1; ++i) {
+    if (left.empty() || out_of_time_) return left;
+    // More failing cases: a few for one that is left alone, all that it takes to tell several apart.
+    const size_t more = std::min(failing_.size() + kMoreFailing, all_failing_.size());
+    for (size_t i = failing_.size(); i < all_failing_.size() && (left.size() > 1 || i < more); ++i) {
       if (!ask(left, {all_failing_[i]})) break;
       std::erase_if(left, [&](const Suspect* one) {
         const Match match = one->match(all_failing_[i]);
         return match == Match::silent || match == Match::differs;
       });
     }
-    if (left.empty()) return before;
     for (const size_t p : passing_) {
       if (left.size() < 2) break;
       const bool aimed = std::any_of(left.begin(), left.end(), [&](const Suspect* one) {
-        return !one->has(p) && std::any_of(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), [&](const auto& bug) {
-          const auto& kills = exhibits_[p].kills;
-          return std::find(kills.begin(), kills.end(), bug) != kills.end();
-        });
+        return !one->has(p) && is_aimed_at(p, one->hypothesis);
       });
       if (!aimed) continue;
       if (!ask(left, {p})) break;
@@ -273,7 +284,7 @@ class Detective {
   Suspects try_variants() {
     Suspects list;
     for (const Variant& variant : catalogue_.correct) {
-      for (const Bug& bug : catalogue_.bugs) list.push_back(&suspect({{bug.id}, variant.id}));
+      for (const std::string& bug : forms_) list.push_back(&suspect({{bug}, variant.id}));
     }
     if (list.empty() || !ask(list, {failing_.front()})) return {};
     std::erase_if(list, [&](const Suspect* one) {
@@ -290,7 +301,7 @@ class Detective {
     if (!ask(suspects, table)) return {};
     struct Pair {
       Suspect* both;
-      int64_t alone;               ///< Failing cases that one of the two explains by itself.
+      int64_t alone;                ///< Failing cases that one of the two explains by itself.
       std::vector<size_t> to_play;  ///< In which both show.
     };
     std::vector<Pair> pairs;
@@ -298,7 +309,7 @@ class Detective {
     for (size_t a = 0; a < suspects.size(); ++a) {
       for (size_t b = a + 1; b < suspects.size(); ++b) {
         Pair pair{nullptr, 0, {}};
-        bool possible = true;
+        bool possible = bugs_of(suspects[a]->hypothesis) != bugs_of(suspects[b]->hypothesis);
         for (const size_t f : table) {
           const Match one = suspects[a]->match(f), two = suspects[b]->match(f);
           if (one != Match::silent && two != Match::silent) {
@@ -335,7 +346,10 @@ class Detective {
     }
     Suspects list;
     for (const Pair& pair : pairs) list.push_back(pair.both);
-    if (list.size() > kMostTried) list.resize(kMostTried);
+    if (list.size() > kMostTried) {
+      list.resize(kMostTried);
+      out_of_reach_ = true;
+    }
     return try_all(list);
   }
 
@@ -372,9 +386,9 @@ class Detective {
       if (!groups.empty()) {
         Suspects& last = groups.back();
         const bool known = std::any_of(last.begin(), last.end(), [&](const Suspect* other) {
-          return other->hypothesis.bugs == one->hypothesis.bugs;
+          return bugs_of(other->hypothesis) == bugs_of(one->hypothesis);
         });
-        if (known) continue;  // the same bugs with other roundings
+        if (known) continue;  // the same bugs with other roundings, or in another form
         const Score x = score(*last.front()), y = score(*one);
         if (x.agrees == y.agrees && !is_clearly_nearer(x.residual, y.residual)) {
           last.push_back(one);
@@ -424,11 +438,15 @@ class Detective {
     explanation.variant = first.hypothesis.variant;
     std::set<std::string> named;
     for (const Suspect* one : group) {
-      explanation.bugs.push_back(one->hypothesis.bugs);
-      for (const std::string& id : one->hypothesis.bugs) {
-        const Bug* bug = catalogue_.find(id);
-        if (bug == nullptr || !named.insert(id).second) continue;
-        explanation.portraits.push_back({bug->id, bug->area, bug->fault, bug->symptom, bug->look_for, bug->links});
+      explanation.bugs.push_back(bugs_of(one->hypothesis));
+      for (const std::string& form : one->hypothesis.bugs) {
+        const Bug* bug = catalogue_.find(bug_of(form));
+        if (bug == nullptr || !named.insert(bug->id).second) continue;
+        std::string fault = bug->fault;
+        for (const Realisation& realisation : bug->realisations) {
+          if (bug->id + "@" + realisation.id == form) fault += " Here: " + realisation.about;
+        }
+        explanation.portraits.push_back({bug->id, bug->area, fault, bug->symptom, bug->look_for, bug->links});
       }
     }
     for (const size_t f : failing_) {
@@ -445,19 +463,18 @@ class Detective {
     return explanation;
   }
 
-
-
   /// What the catalogue says of telling these from those that look like them.
   [[nodiscard]] std::string apart(const Suspects& group) const {
     const Suspect& first = *group.front();
-    for (const std::string& id : first.hypothesis.bugs) {
+    for (const std::string& id : bugs_of(first.hypothesis)) {
       const Bug* bug = catalogue_.find(id);
       const BugGroup* kin = bug == nullptr || bug->group.empty() ? nullptr : catalogue_.find_group(bug->group);
       if (kin == nullptr) continue;
       std::vector<std::string> here, away;
       for (const std::string& other : kin->bugs) {
         const bool together = std::any_of(group.begin(), group.end(), [&](const Suspect* one) {
-          return std::find(one->hypothesis.bugs.begin(), one->hypothesis.bugs.end(), other) != one->hypothesis.bugs.end();
+          const auto named = bugs_of(one->hypothesis);
+          return std::find(named.begin(), named.end(), other) != named.end();
         });
         (together ? here : away).push_back(other);
       }
@@ -480,6 +497,7 @@ class Detective {
   const std::vector<Exhibit>& exhibits_;
   Predictions& source_;
   DiagnosisLimits limits_;
+  std::vector<std::string> forms_;  ///< Every bug in each of its realisations, as the mutants call them.
   std::vector<size_t> all_failing_, failing_, passing_;
   std::set<size_t> used_passing_;
   std::map<Hypothesis, Suspect> suspects_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names the bug: holds what a backend did against what each known bug would have done, and keeps those bugs that explain
-// every failing case and are contradicted by none, passing ones included. Single bugs first, then pairs. The rules and
-// the search only; who plays the cases is somebody else (runner/explain_predictions.h).
+// Names the bug: holds what a backend did against what each known bug would have done, and keeps those bugs that
+// explain every failing case and are contradicted by none, passing ones included. Single bugs first, then pairs. The
+// rules and the search only; who plays the cases is somebody else (runner/explain_predictions.h).
 //
 //   const Diagnosis diagnosis = diagnose(catalogue, cases, predictions, {});
 //   fmt::print("{}", diagnosis_text(diagnosis, true));
@@ -19,8 +19,8 @@ namespace attest {
 
 /// Bugs that are there at the same time, in code that is right but for them.
 struct Hypothesis {
-  std::vector<std::string> bugs;
-  std::string variant;  ///< A correct way to compute (Catalogue::correct); empty: the usual one.
+  std::vector<std::string> bugs;  ///< As the mutants call them: ids of the catalogue, or "id@realisation".
+  std::string variant;            ///< A correct way to compute (Catalogue::correct); empty: the usual one.
   auto operator<=>(const Hypothesis&) const = default;
 };
 
@@ -40,7 +40,8 @@ class Predictions {
     Hypothesis hypothesis;
     size_t exhibit;
   };
-  /// How each hypothesis stands to its case, in the order of the questions. Fewer answers than questions: the time is up.
+  /// How each hypothesis stands to its case, in the order of the questions. Fewer answers than questions: the time is
+  /// up.
   virtual std::vector<Agreement> answer(const std::vector<Question>& questions) = 0;
 };
 

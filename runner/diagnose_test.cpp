@@ -248,10 +248,11 @@ namespace {
 /// A prefill of 3 tokens without a cache; a golden that says 1 everywhere with an allowed error of 0.125.
 struct Bench {
   explicit Bench(const std::string& poison = "nan")
-      : c(case_from_json(Json::parse(R"({"id": "one", "about": "", "clauses": ["A6"], "kills": [], "problem": {"query_heads": 2,
+      : c(case_from_json(
+            Json::parse(R"({"id": "one", "about": "", "clauses": ["A6"], "kills": [], "problem": {"query_heads": 2,
           "kv_heads": 1, "head_dim": 4, "causal": "bottom_right"}, "inputs": {"recipe": "gaussian", "poison": ")" +
-                                     poison + R"("}, "steps": [{"attend": 3}]})"),
-                         "family", "test")),
+                        poison + R"("}, "steps": [{"attend": 3}]})"),
+            "family", "test")),
         timeline(play(c)),
         inputs(generate_inputs(c, timeline)) {
     GoldenStep& step = golden.steps.emplace_back();
@@ -270,8 +271,9 @@ struct Bench {
     finding.ratio = 100;
     return performance;
   }
-  Agreement compare(const Performance& actual, const Performance& prediction, const Performance* other = nullptr) const {
-    return attest::compare({&c, &timeline, &inputs, &golden}, actual, {}, prediction, other);
+  Agreement compare(const Performance& actual, const Performance& prediction, const Performance* other = nullptr,
+                    bool random = false) const {
+    return attest::compare({&c, &timeline, &inputs, &golden}, actual, {}, {prediction, other, random});
   }
 
   Case c;
@@ -309,7 +311,8 @@ TEST_CASE("Results agree if they are wrong in the same way within what rounding 
 
 TEST_CASE("What another rounding moves is no difference, unless it is noise of another kind") {
   const Bench bench;
-  const auto prediction = Bench::with({{0, 3}, {1, 5}, {2, 4}, {3, -2}}), other = Bench::with({{0, 3.2F}, {1, 4.8F}, {2, 4}, {3, -2}});
+  const auto prediction = Bench::with({{0, 3}, {1, 5}, {2, 4}, {3, -2}}),
+             other = Bench::with({{0, 3.2F}, {1, 4.8F}, {2, 4}, {3, -2}});
   const auto actual = Bench::with({{0, 3.9F}, {1, 4.2F}, {2, 4}, {3, -2}});
   CHECK(bench.compare(actual, prediction).match != Match::agrees);
   CHECK(is_near(bench.compare(actual, prediction)));
@@ -322,6 +325,16 @@ TEST_CASE("What another rounding moves is no difference, unless it is noise of a
   }
   const auto everywhere = Bench::with(noise), again = Bench::with(noise_too);
   CHECK(bench.compare(Bench::with({{7, 3}}), everywhere, &again).match != Match::agrees);
+}
+
+TEST_CASE("Results that change from run to run are compared by their size") {
+  const Bench bench;
+  const auto one = Bench::with({{0, 3}, {9, -4}, {17, 2}}), two = Bench::with({{1, 4}, {5, -2}, {22, 5}});
+  CHECK(bench.compare(Bench::with({{2, -3}, {11, 4}}), one, &two, true).match == Match::agrees);
+  CHECK(bench.compare(Bench::with({{2, -300}, {11, 4}}), one, &two, true).match != Match::agrees);
+  CHECK(bench.compare(Bench::with({{2, 1.2F}}), one, &two, true).match != Match::agrees);
+  CHECK(is_repeated(one, one));
+  CHECK_FALSE(is_repeated(one, two));
 }
 
 TEST_CASE("NaN agrees with NaN, and what was not written with what was not written") {

@@ -30,18 +30,10 @@ Json to_json(const Explanation& one) {
   Json bugs = Json::array(), portraits = Json::array();
   for (const auto& together : one.bugs) bugs.push_back(strings(together));
   for (const BugPortrait& bug : one.portraits) portraits.push_back(to_json(bug));
-  return {{"bugs", std::move(bugs)},
-          {"whole", one.whole},
-          {"explained", one.explained},
-          {"unclear", one.unclear},
-          {"silent", one.silent},
-          {"contradicted", one.contradicted},
-          {"variant", one.variant},
-          {"cases", strings(one.cases)},
-          {"clauses", strings(one.clauses)},
-          {"against", utf8(one.against)},
-          {"apart", utf8(one.apart)},
-          {"portraits", std::move(portraits)}};
+  return {{"bugs", std::move(bugs)},      {"whole", one.whole},          {"explained", one.explained},
+          {"unclear", one.unclear},       {"silent", one.silent},        {"contradicted", one.contradicted},
+          {"variant", one.variant},       {"cases", strings(one.cases)}, {"clauses", strings(one.clauses)},
+          {"against", utf8(one.against)}, {"apart", utf8(one.apart)},    {"portraits", std::move(portraits)}};
 }
 
 template <typename Read>
@@ -129,7 +121,8 @@ std::string story(const BugPortrait& bug) {
 }
 
 std::string part_claim(const Explanation& one, const Diagnosis& diagnosis) {
-  std::string text = fmt::format("{} explains {} of {} failing cases", bugs_text(one), one.explained, diagnosis.compared);
+  std::string text =
+      fmt::format("{} explains {} of {} failing cases", bugs_text(one), one.explained, diagnosis.compared);
   if (one.contradicted > 0) text += fmt::format(", but in {} it would show otherwise", one.contradicted);
   if (one.silent > 0) text += fmt::format(", and in {} it would not show", one.silent);
   return text;
@@ -178,8 +171,9 @@ bool is_address(const std::string& link) {
 }
 
 std::string portrait_html(const BugPortrait& bug) {
-  std::string text = fmt::format("<div class=\"finding\"><p><span class=\"kind\">{}</span> <span class=\"chip\">{}</span> {}</p>",
-                                 safe(bug.id), safe(bug.area), safe(story(bug)));
+  std::string text =
+      fmt::format("<div class=\"finding\"><p><span class=\"kind\">{}</span> <span class=\"chip\">{}</span> {}</p>",
+                  safe(bug.id), safe(bug.area), safe(story(bug)));
   if (!bug.look_for.empty()) text += fmt::format("<p>Look for: {}</p>", safe(bug.look_for));
   std::string links;
   for (const std::string& link : bug.links) {
@@ -196,16 +190,11 @@ std::string portrait_html(const BugPortrait& bug) {
 Json to_json(const Diagnosis& diagnosis) {
   Json explanations = Json::array();
   for (const Explanation& one : diagnosis.explanations) explanations.push_back(to_json(one));
-  Json json{{"record", "diagnosis"},
-            {"verdict", kVerdicts[static_cast<size_t>(diagnosis.verdict)]},
-            {"line", utf8(diagnosis.line)},
-            {"explanations", std::move(explanations)},
-            {"failing", diagnosis.failing},
-            {"compared", diagnosis.compared},
-            {"passing", diagnosis.passing},
-            {"predictions", diagnosis.predictions},
-            {"seconds", diagnosis.seconds},
-            {"notes", strings(diagnosis.notes)}};
+  Json json{{"record", "diagnosis"},        {"verdict", kVerdicts[static_cast<size_t>(diagnosis.verdict)]},
+            {"line", utf8(diagnosis.line)}, {"explanations", std::move(explanations)},
+            {"failing", diagnosis.failing}, {"compared", diagnosis.compared},
+            {"passing", diagnosis.passing}, {"predictions", diagnosis.predictions},
+            {"seconds", diagnosis.seconds}, {"notes", strings(diagnosis.notes)}};
   if (!diagnosis.trace.empty()) json["trace"] = utf8(diagnosis.trace);
   return json;
 }
@@ -254,9 +243,13 @@ std::string bugs_text(const Explanation& explanation) {
 std::string claim_text(const Explanation& explanation, const Diagnosis& diagnosis) {
   std::string text = fmt::format("{} explains {} of {} failing case{}", bugs_text(explanation), explanation.explained,
                                  diagnosis.compared, diagnosis.compared == 1 ? "" : "s");
-  if (explanation.unclear > 0) text += fmt::format(" ({} too near to tell)", explanation.unclear);
-  return text + fmt::format(", contradicted by none{}",
-                            diagnosis.passing > 0 ? fmt::format(" of {} passing ones", diagnosis.passing) : "");
+  std::vector<std::string> remarks;
+  if (diagnosis.failing > diagnosis.compared) remarks.push_back(fmt::format("compared, of {}", diagnosis.failing));
+  if (explanation.unclear > 0) remarks.push_back(fmt::format("{} too near to tell", explanation.unclear));
+  if (!remarks.empty()) text += fmt::format(" ({})", fmt::join(remarks, "; "));
+  text += explanation.contradicted > 0 ? fmt::format(", contradicted by {}", explanation.contradicted)
+                                       : std::string(", contradicted by none");
+  return text + (diagnosis.passing > 0 ? fmt::format(" of {} passing ones", diagnosis.passing) : "");
 }
 
 std::string diagnosis_text(const Diagnosis& diagnosis, bool colour, Detail detail) {
@@ -296,10 +289,9 @@ std::string diagnosis_text(const Diagnosis& diagnosis, bool colour, Detail detai
 
 std::string diagnosis_html(const Diagnosis& diagnosis) {
   const bool explained = diagnosis.verdict == Diagnosis::Verdict::explained;
-  std::string text =
-      fmt::format("<h2>Diagnosis <small>{}</small></h2>\n<div class=\"card diagnosis{}\">\n<p class=\"claim\">{}</p>\n",
-                  diagnosis.predictions > 0 ? safe(effort(diagnosis)) : "", explained ? "" : " open",
-                  safe(diagnosis.line));
+  std::string text = fmt::format(
+      "<h2>Diagnosis <small>{}</small></h2>\n<div class=\"card diagnosis{}\">\n<p class=\"claim\">{}</p>\n",
+      diagnosis.predictions > 0 ? safe(effort(diagnosis)) : "", explained ? "" : " open", safe(diagnosis.line));
   const auto paragraph = [&](std::string_view css, const std::string& words) {
     if (!words.empty()) text += fmt::format("<p class=\"{}\">{}</p>\n", css, safe(words));
   };
@@ -321,7 +313,8 @@ std::string diagnosis_html(const Diagnosis& diagnosis) {
     std::string trace;
     for (const std::string& line : lines(diagnosis.trace)) trace += safe(line) + "\n";
     text += fmt::format(
-        "<details><summary>Trace of the simplest failing case</summary><pre class=\"trace\">{}</pre></details>\n", trace);
+        "<details><summary>Trace of the simplest failing case</summary><pre class=\"trace\">{}</pre></details>\n",
+        trace);
   }
   return text + "</div>\n";
 }

@@ -27,11 +27,11 @@ struct Explanation {
   int64_t explained = 0, unclear = 0;  ///< Failing cases, of those compared.
   int64_t silent = 0;                  ///< Failing cases in which the bug would not show.
   int64_t contradicted = 0;            ///< Cases, failing or passing, in which it would show otherwise.
-  std::string variant;                 ///< With which correct roundings and tiles the prediction was made, if it matters.
-  std::vector<std::string> cases;      ///< Explained ones, the simplest first; a few.
-  std::vector<std::string> clauses;    ///< That the first of them test.
-  std::string against;                 ///< The first contradiction.
-  std::string apart;                   ///< What tells these bugs apart, or from those that look like them.
+  std::string variant;               ///< With which correct roundings and tiles the prediction was made, if it matters.
+  std::vector<std::string> cases;    ///< Explained ones, the simplest first; a few.
+  std::vector<std::string> clauses;  ///< That the first of them test.
+  std::string against;               ///< The first contradiction.
+  std::string apart;                 ///< What tells these bugs apart, or from those that look like them.
   std::vector<BugPortrait> portraits;  ///< Of every bug named, in order.
 };
 

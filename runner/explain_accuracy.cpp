@@ -11,6 +11,7 @@
 #include <set>
 
 #include "cases/sha256.h"
+#include "runner/diagnose.h"
 
 namespace attest {
 namespace {
@@ -42,8 +43,8 @@ class Dice {
 
 /// What is done to right results: so many of a tensor's elements are moved by so many times their allowed error.
 struct Noise {
-  double cases = 1;             ///< Share of the cases it falls on.
-  double elements = 1;          ///< Share of elements; 0: one of each tensor.
+  double cases = 1;            ///< Share of the cases it falls on.
+  double elements = 1;         ///< Share of elements; 0: one of each tensor.
   double least = 2, most = 2;  ///< Times the allowed error.
   bool lse = false;
   uint64_t seed = 0;
@@ -143,21 +144,27 @@ class Tester {
       return catalogue_.correct[variant++ % catalogue_.correct.size()].id;
     };
     // Some bugs have no place in some variants: without a running maximum nothing is rescaled.
-    const auto try_until_seen = [&](SelfTrial::Kind kind, const std::vector<std::string>& bugs, const std::string& first) {
+    const auto try_until_seen = [&](SelfTrial::Kind kind, const std::vector<std::string>& bugs,
+                                    const std::string& first) {
       SelfTrial trial = try_bugs(kind, bugs, first);
       const auto at = std::find_if(catalogue_.correct.begin(), catalogue_.correct.end(),
                                    [&](const Variant& one) { return one.id == first; }) -
                       catalogue_.correct.begin();
       for (size_t more = 1; more <= kOtherVariants && trial.failing == 0; ++more) {
-        trial = try_bugs(kind, bugs, catalogue_.correct[(static_cast<size_t>(at) + more) % catalogue_.correct.size()].id);
+        trial =
+            try_bugs(kind, bugs, catalogue_.correct[(static_cast<size_t>(at) + more) % catalogue_.correct.size()].id);
       }
       return trial;
     };
     for (const Bug& bug : catalogue_.bugs) {
       const bool wanted =
           test_.bugs.empty() || std::find(test_.bugs.begin(), test_.bugs.end(), bug.id) != test_.bugs.end();
-      const std::string other = next_variant();  // drawn in any case: a bug keeps its variant
-      if (test_.singles && wanted) add(try_until_seen(SelfTrial::Kind::single, {bug.id}, other));
+      std::vector<std::string> forms{bug.id};
+      for (const Realisation& one : bug.realisations) forms.push_back(bug.id + "@" + one.id);
+      for (const std::string& form : forms) {
+        const std::string other = next_variant();  // drawn in any case: a bug keeps its variant
+        if (test_.singles && wanted) add(try_until_seen(SelfTrial::Kind::single, {form}, other));
+      }
     }
     std::set<std::pair<size_t, size_t>> drawn;
     while (static_cast<int64_t>(drawn.size()) < test_.pairs) {
@@ -272,9 +279,9 @@ std::string_view name(SelfTrial::Result result) {
 }
 
 Json to_json(const SelfTrial& trial) {
-  return {{"kind", name(trial.kind)},       {"bugs", trial.bugs},
-          {"variant", trial.variant},       {"about", trial.about},
-          {"failing", trial.failing},       {"result", name(trial.result)},
+  return {{"kind", name(trial.kind)},         {"bugs", trial.bugs},
+          {"variant", trial.variant},         {"about", trial.about},
+          {"failing", trial.failing},         {"result", name(trial.result)},
           {"run_seconds", trial.run_seconds}, {"diagnosis", to_json(trial.diagnosis)}};
 }
 
@@ -283,14 +290,16 @@ SelfTrial::Result judge_diagnosis(const Catalogue& catalogue, const SelfTrial& t
   const Diagnosis& diagnosis = trial.diagnosis;
   if (trial.failing == 0) return Result::unseen;
   if (diagnosis.verdict != Diagnosis::Verdict::explained) return Result::nothing;
+  std::vector<std::string> bugs;
+  for (const std::string& form : trial.bugs) bugs.emplace_back(bug_of(form));
   Result result = Result::wrong;
   for (const std::vector<std::string>& named : diagnosis.explanations.front().bugs) {
-    if (std::set(named.begin(), named.end()) == std::set(trial.bugs.begin(), trial.bugs.end())) return Result::right;
-    const bool kin = named.size() == trial.bugs.size() &&
-                     std::is_permutation(named.begin(), named.end(), trial.bugs.begin(),
+    if (std::set(named.begin(), named.end()) == std::set(bugs.begin(), bugs.end())) return Result::right;
+    const bool kin = named.size() == bugs.size() &&
+                     std::is_permutation(named.begin(), named.end(), bugs.begin(),
                                          [&](const auto& a, const auto& b) { return is_kin(catalogue, a, b); });
-    const bool part = named.size() == 1 && trial.bugs.size() == 2 &&
-                      std::find(trial.bugs.begin(), trial.bugs.end(), named.front()) != trial.bugs.end();
+    const bool part =
+        named.size() == 1 && bugs.size() == 2 && std::find(bugs.begin(), bugs.end(), named.front()) != bugs.end();
     if (kin) result = Result::kin;
     if (part && result == Result::wrong) result = Result::part;
   }
@@ -331,24 +340,25 @@ std::string self_test_table(const Catalogue& catalogue, const std::vector<SelfTr
   for (const Kind kind : {Kind::single, Kind::pair, Kind::noise}) {
     for (const SelfTrial& trial : trials) {
       if (trial.kind != kind) continue;
-      const Bug* bug = kind == Kind::single ? catalogue.find(trial.bugs.front()) : nullptr;
+      const Bug* bug = kind == Kind::single ? catalogue.find(bug_of(trial.bugs.front())) : nullptr;
       if (bug != nullptr) row("  " + bug->area).add(trial);
     }
     for (const SelfTrial& trial : trials) {
-      if (trial.kind == kind) row(kind == Kind::single ? "all single bugs" : kind == Kind::pair ? "pairs" : "noise").add(trial);
+      if (trial.kind == kind)
+        row(kind == Kind::single ? "all single bugs" : kind == Kind::pair ? "pairs" : "noise").add(trial);
     }
   }
-  std::string text = fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>9} {:>9} {:>9}\n", "", "trials",
-                                 "right", "alone", "kin", "part", "no known", "wrong", "unseen", "diagnosis", "slowest",
-                                 "run");
+  std::string text =
+      fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>9} {:>9} {:>9}\n", "", "trials", "right",
+                  "alone", "kin", "part", "no known", "wrong", "unseen", "diagnosis", "slowest", "run");
   for (const auto& [label, found] : rows) {
     const auto count = [&](Result result) {
       const auto at = found.by.find(result);
       return at == found.by.end() ? int64_t{0} : at->second;
     };
     const auto n = static_cast<double>(found.all);
-    text += fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>7.2f} s {:>7.2f} s {:>7.2f} s\n", label,
-                        found.all, count(Result::right), found.alone, count(Result::kin), count(Result::part),
+    text += fmt::format("{:<18} {:>6} {:>6} {:>6} {:>5} {:>5} {:>8} {:>6} {:>7} {:>7.2f} s {:>7.2f} s {:>7.2f} s\n",
+                        label, found.all, count(Result::right), found.alone, count(Result::kin), count(Result::part),
                         count(Result::nothing), count(Result::wrong), count(Result::unseen), found.seconds / n,
                         found.slowest, found.run / n);
   }
@@ -358,6 +368,7 @@ std::string self_test_table(const Catalogue& catalogue, const std::vector<SelfTr
 bool meets_aims(const std::vector<SelfTrial>& trials) {
   using Kind = SelfTrial::Kind;
   using Result = SelfTrial::Result;
+  if (trials.empty()) return false;
   int64_t singles = 0, right = 0, pairs = 0, both = 0, blamed = 0;
   for (const SelfTrial& trial : trials) {
     const bool good = trial.result == Result::right || trial.result == Result::kin;

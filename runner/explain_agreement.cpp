@@ -25,6 +25,8 @@ constexpr double kLeft = 0.5;
 constexpr double kNear = 1.2;
 // Errors that look like noise may differ by this factor in size.
 constexpr double kAlike = 2.5;
+constexpr double kAlikeByLuck = 5;
+constexpr double kSurelyNear = 1000;  // times nearer to the bug than to the golden, at the worst elements
 
 /// Beyond any number that a case computes with: NaN, infinity, or what poison has become.
 bool is_wild(float x, DType dtype, double golden) {
@@ -37,15 +39,15 @@ bool is_wild(float x, DType dtype, double golden) {
 /// One comparison of a case.
 class Holding {
  public:
-  Holding(const Script& script, const Conventions& conventions, const Performance& actual,
-          const Performance& prediction, const Performance* other)
+  Holding(const Script& script, const Conventions& conventions, const Performance& actual, const Prediction& prediction)
       : c_(*script.c),
         timeline_(*script.timeline),
         golden_(*script.golden),
         conventions_(conventions),
         actual_(actual),
-        prediction_(prediction),
-        other_(other) {
+        prediction_(prediction.made),
+        other_(prediction.other),
+        random_(prediction.random) {
     const DType dtype = c_.problem.dtype;
     relative_ = (is_half(dtype) ? 4 : 64) * info(dtype).unit_roundoff;
   }
@@ -113,6 +115,10 @@ class Holding {
   void hold_rows(size_t s, const StepOutcome& got, const StepOutcome& made) {
     const GoldenStep& golden = golden_.steps[s];
     const StepOutcome* const second = other(s);
+    // Where luck decides, any row may get what another one got.
+    const double lucky = random_ && second != nullptr
+                             ? moved_by(made.output.data.data(), second->output.data.data(), made.output.data.size())
+                             : 0;
     const bool layer = c_.problem.level == Level::layer;
     const int64_t heads = layer ? 1 : c_.problem.query_heads;
     const auto channels = static_cast<size_t>(layer ? c_.problem.d_model : c_.problem.v_head_dim);
@@ -122,9 +128,10 @@ class Holding {
       for (int64_t h = 0; h < heads; ++h) {
         const auto from = static_cast<size_t>((b * timeline_[s].max_queries + i) * heads + h) * channels;
         const size_t at = (r * static_cast<size_t>(heads) + static_cast<size_t>(h)) * channels;
-        const double moved = second == nullptr
-                                 ? 0
-                                 : moved_by(&made.output.data[from], &second->output.data[from], channels);
+        const double moved = random_ ? lucky
+                             : second != nullptr
+                                 ? moved_by(&made.output.data[from], &second->output.data[from], channels)
+                                 : 0;
         for (size_t d = 0; d < channels; ++d) {
           const float x = got.output.data[from + d], p = made.output.data[from + d];
           const double wanted = golden.output.value[at + d];
@@ -137,10 +144,11 @@ class Holding {
         const size_t from = flat(got.lse.shape, {b, static_cast<int64_t>(h), i});
         const float x = got.lse.data[from], p = made.lse.data[from];
         if (conventions_.empty_lse_is_positive && std::isinf(x) && x > 0 && std::isinf(p) && p < 0) continue;
+        if (random_) continue;
         const double moved = second == nullptr ? 0 : moved_by(&p, &second->lse.data[from], 1);
-        hold(s, "lse", {b, static_cast<int64_t>(h), i}, x,
-             conventions_.lse_to_natural(static_cast<double>(x)), p, golden.lse.value[r * query_heads + h],
-             static_cast<double>(golden.lse.allowed[r * query_heads + h]), moved);
+        hold(s, "lse", {b, static_cast<int64_t>(h), i}, x, conventions_.lse_to_natural(static_cast<double>(x)), p,
+             golden.lse.value[r * query_heads + h], static_cast<double>(golden.lse.allowed[r * query_heads + h]),
+             moved);
       }
     }
   }
@@ -212,9 +220,10 @@ class Holding {
 
   /// A bug whose errors look like noise is told from other noise by where and how large they are.
   [[nodiscard]] bool is_alike() const {
-    if (!moved_) return true;
-    return 2 * both_off_ >= std::max(got_off_, made_off_) && got_square_ < kAlike * kAlike * made_square_ &&
-           made_square_ < kAlike * kAlike * got_square_;
+    if (!moved_ && !random_) return true;
+    const bool same_places = random_ || 2 * both_off_ >= std::max(got_off_, made_off_);
+    const double factor = random_ ? kAlikeByLuck : kAlike;
+    return same_places && got_square_ < factor * factor * made_square_ && made_square_ < factor * factor * got_square_;
   }
 
   void note_error(double x, double wanted, double allowed) {
@@ -318,7 +327,11 @@ class Holding {
 
   Agreement conclude() {
     answer_.gain = shapeless_ && !structure_ ? kInfinity : left_ > 0 ? error_ / left_ : kInfinity;
-    if (structure_ || answer_.residual > kSurely) {
+    // So much nearer to the bug than to what is right: whatever is still between them, it is not another bug.
+    const bool near = !structure_ && answer_.matched > 0 && answer_.gain >= kSurelyNear;
+    if (near && answer_.residual > kSurely) {
+      answer_.match = Match::unclear;
+    } else if (structure_ || answer_.residual > kSurely) {
       answer_.match = Match::differs;
       if (structure_) answer_.gain = 0;
     } else if (answer_.residual <= 1 && is_alike() && (shapeless_ || left_ <= kLeft * error_)) {
@@ -327,7 +340,8 @@ class Holding {
       answer_.match = Match::unclear;
     }
     const bool has_error = answer_.matched > 0 || shapeless_;
-    if (answer_.match == Match::agrees && (!has_error || 2 * undefined_ > answer_.wrong)) answer_.match = Match::unclear;
+    if (answer_.match == Match::agrees && (!has_error || 2 * undefined_ > answer_.wrong))
+      answer_.match = Match::unclear;
     return answer_;
   }
 
@@ -337,14 +351,15 @@ class Holding {
   const Conventions& conventions_;
   const Performance &actual_, &prediction_;
   const Performance* other_;
+  bool random_;
   std::map<std::string, double> cached_;  ///< Largest allowed error of a cached element, by tensor.
   double relative_ = 0;
-  double error_ = 0;        ///< Largest |got - golden| / allowed ...
-  double left_ = 0;         ///< ... and |got - predicted| over the same and what moves.
+  double error_ = 0;  ///< Largest |got - golden| / allowed ...
+  double left_ = 0;   ///< ... and |got - predicted| over the same and what moves.
   int64_t got_off_ = 0, made_off_ = 0, both_off_ = 0;
   double got_square_ = 0, made_square_ = 0;
-  bool moved_ = false;     ///< Some element agrees only because roundings move it.
-  int64_t undefined_ = 0;  ///< Elements that tell nothing.
+  bool moved_ = false;      ///< Some element agrees only because roundings move it.
+  int64_t undefined_ = 0;   ///< Elements that tell nothing.
   bool structure_ = false;  ///< Differs in something that no rounding explains.
   bool shapeless_ = false;  ///< Is wrong in something that has no size.
   Agreement answer_;
@@ -353,15 +368,26 @@ class Holding {
 }  // namespace
 
 Agreement compare(const Script& script, const Performance& actual, const Conventions& conventions,
-                  const Performance& prediction, const Performance* other) {
-  if (prediction.status == Status::unsupported) {
+                  const Prediction& prediction) {
+  if (prediction.made.status == Status::unsupported) {
     Agreement agreement;
     agreement.match = Match::differs;
-    agreement.where = "the mutant does not support the case: " + prediction.reason;
+    agreement.where = "the mutant does not support the case: " + prediction.made.reason;
     return agreement;
   }
-  if (!prediction.failed()) return {};
-  return Holding(script, conventions, actual, prediction, other).answer();
+  if (!prediction.made.failed()) return {};
+  return Holding(script, conventions, actual, prediction).answer();
+}
+
+bool is_repeated(const Performance& one, const Performance& two) {
+  const auto same = [](const Dense<float>& a, const Dense<float>& b) {
+    return std::equal(a.data.begin(), a.data.end(), b.data.begin(), b.data.end(), same_bits);
+  };
+  return std::equal(one.outcomes.begin(), one.outcomes.end(), two.outcomes.begin(), two.outcomes.end(),
+                    [&](const StepOutcome& a, const StepOutcome& b) {
+                      return a.status == b.status && same(a.output, b.output) && same(a.lse, b.lse) &&
+                             same(a.after.key, b.after.key) && same(a.after.value, b.after.value);
+                    });
 }
 
 Agreement compare_with_pass(const Case& c, const Performance& prediction) {

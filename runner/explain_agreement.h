@@ -33,13 +33,25 @@ struct Agreement {
   std::string where;    ///< `differs`: the first place, one line.
 };
 
+/// A prediction of a bug for one case.
+struct Prediction {
+  const Performance& made;
+  /// The same with other roundings, or null; it only widens what rounding may do.
+  const Performance* other = nullptr;
+  /// The bug's results change from run to run, and `other` is another run: only the size of errors can be compared.
+  bool random = false;
+};
+
 /// What a backend whose results fail did, against a prediction for the same case. `actual` has the backend's own
-/// conventions. `other` is the prediction with other roundings, or null; it only widens what rounding may do.
+/// conventions.
 Agreement compare(const Script& script, const Performance& actual, const Conventions& conventions,
-                  const Performance& prediction, const Performance* other = nullptr);
+                  const Prediction& prediction);
 
 /// The same for a backend that passes the case: it cannot be more than the allowed error away from the golden.
 Agreement compare_with_pass(const Case& c, const Performance& prediction);
+
+/// Whether two runs of a case have left the same bits.
+bool is_repeated(const Performance& one, const Performance& two);
 
 /// Whether a second prediction could make an agreement of a difference.
 bool is_near(const Agreement& agreement);

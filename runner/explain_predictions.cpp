@@ -80,9 +80,39 @@ void MutantPredictions::gather(const Question& question) {
   const Case& c = *materials_[exhibit.id].c;
   for (const std::string& id : c.alongside) materials_[id];
   for (const std::string& id : c.bitwise.with) materials_[id];
-  if (!exhibit.failed || actual_.contains(question.exhibit)) return;
-  Performance& made = actual_[question.exhibit] = make_actual_(exhibit);
-  if (!made.failed()) ++passed_again_;
+  if (!exhibit.failed) return;
+  const auto [at, fresh] = actual_.try_emplace(question.exhibit);
+  if (fresh) {
+    at->second = make_actual_(exhibit);
+    if (!at->second.failed()) ++passed_again_;
+  }
+  if (is_random(question.hypothesis) && !repeats_.contains(question.exhibit)) {
+    repeats_[question.exhibit] = is_repeated(at->second, make_actual_(exhibit));
+  }
+}
+
+bool MutantPredictions::is_random(const Hypothesis& hypothesis) const {
+  return std::any_of(hypothesis.bugs.begin(), hypothesis.bugs.end(),
+                     [&](const std::string& bug) { return setup_.random.contains(bug); });
+}
+
+Performance MutantPredictions::play_under(const Script& script, const Hypothesis& hypothesis, bool outcomes) {
+  return rehearsal(hypothesis)
+      .play(script, {.outcomes = outcomes, .partners = true, .rounds = kRounds},
+            [&](const std::string& id) { return materials_[id].script(); });
+}
+
+/// Nothing predicts what comes by chance but its size, and that it is not the same again.
+Agreement MutantPredictions::judge_random(const Script& script, const Question& question,
+                                          const Performance& prediction) {
+  if (repeats_.at(question.exhibit)) {
+    Agreement agreement;
+    agreement.match = Match::differs;
+    agreement.where = "the backend's results are the same in each run";
+    return agreement;
+  }
+  const Performance second = play_under(script, question.hypothesis, true);
+  return compare(script, *actual(question.exhibit), setup_.conventions, {prediction, &second, true});
 }
 
 const Rehearsal& MutantPredictions::rehearsal(const Hypothesis& hypothesis) {
@@ -100,18 +130,14 @@ Agreement MutantPredictions::judge(const Question& question) {
   const Script script = materials_[exhibit.id].script();
   const Performance* const got = exhibit.failed ? actual(question.exhibit) : nullptr;
   const bool failed = got != nullptr && got->failed();
-  const auto play_under = [&](const Hypothesis& hypothesis) {
-    return rehearsal(hypothesis)
-        .play(script, {.outcomes = failed, .partners = true, .rounds = kRounds},
-              [&](const std::string& id) { return materials_[id].script(); });
-  };
-  const Performance prediction = play_under(question.hypothesis);
+  const Performance prediction = play_under(script, question.hypothesis, failed);
   if (!failed) return compare_with_pass(*script.c, prediction);
-  Agreement agreement = compare(script, *got, setup_.conventions, prediction);
+  if (prediction.failed() && is_random(question.hypothesis)) return judge_random(script, question, prediction);
+  Agreement agreement = compare(script, *got, setup_.conventions, {prediction});
   const std::string& other = is_half(script.c->problem.dtype) ? setup_.other_halves : setup_.other_roundings;
   if (!other.empty() && question.hypothesis.variant.empty() && is_near(agreement)) {
-    const Performance second = play_under({question.hypothesis.bugs, other});
-    agreement = compare(script, *got, setup_.conventions, prediction, &second);
+    const Performance second = play_under(script, {question.hypothesis.bugs, other}, true);
+    agreement = compare(script, *got, setup_.conventions, {prediction, &second});
   }
   return agreement;
 }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,7 +43,8 @@ class MutantPredictions : public Predictions {
     std::filesystem::path library;  ///< The mutants.
     /// Variants that round otherwise, for a second opinion: in f32, and in 16 bits. Empty: none is asked.
     std::string other_roundings, other_halves;
-    Conventions conventions;        ///< Of the backend.
+    std::set<std::string> random;  ///< Bugs whose results change from run to run.
+    Conventions conventions;       ///< Of the backend.
     int jobs = 1;
     double seconds = 10;  ///< From the making of this on.
   };
@@ -66,6 +68,9 @@ class MutantPredictions : public Predictions {
   const Rehearsal& rehearsal(const Hypothesis& hypothesis);
   /// In a child.
   Agreement judge(const Question& question);
+  Agreement judge_random(const Script& script, const Question& question, const Performance& prediction);
+  [[nodiscard]] bool is_random(const Hypothesis& hypothesis) const;
+  Performance play_under(const Script& script, const Hypothesis& hypothesis, bool outcomes);
   [[nodiscard]] double left() const;
 
   Setup setup_;
@@ -75,6 +80,7 @@ class MutantPredictions : public Predictions {
   std::chrono::steady_clock::time_point start_;
   std::unique_ptr<BackendLibrary> library_;
   std::map<size_t, Performance> actual_;
+  std::map<size_t, bool> repeats_;                         ///< Whether a failing case leaves the same bits each time.
   std::map<Hypothesis, std::unique_ptr<Rehearsal>> open_;  ///< In a child.
   int64_t passed_again_ = 0;
 };

@@ -45,7 +45,8 @@ std::vector<std::string> set_aside(const std::vector<CaseRecord>& cases) {
   }
   std::vector<std::string> notes;
   for (const auto& [why, count] : counts) {
-    notes.push_back(fmt::format("{} {} set aside: {}", count_text(count, "failing case"), count == 1 ? "is" : "are", why));
+    notes.push_back(
+        fmt::format("{} {} set aside: {}", count_text(count, "failing case"), count == 1 ? "is" : "are", why));
   }
   return notes;
 }
@@ -92,12 +93,24 @@ Diagnosis diagnose_cases(const Inquiry& inquiry, const DiagnosisChoice& choice) 
     if (!passed && !has_results(record)) continue;
     exhibits.push_back({record.id, !passed, cost(record), record.profiles, record.clauses, record.kills});
   }
-  MutantPredictions predictions(
-      {choice.library, known(inquiry.catalogue, kOtherRoundings), known(inquiry.catalogue, kOtherHalves),
-       inquiry.conventions, choice.jobs, choice.seconds},
-      exhibits, inquiry.materials, inquiry.actual);
+  MutantPredictions::Setup setup{.library = choice.library,
+                                 .other_roundings = known(inquiry.catalogue, kOtherRoundings),
+                                 .other_halves = known(inquiry.catalogue, kOtherHalves),
+                                 .random = {},
+                                 .conventions = inquiry.conventions,
+                                 .jobs = choice.jobs,
+                                 .seconds = choice.seconds};
+  for (const Bug& bug : inquiry.catalogue.bugs) {
+    if (bug.area == "determinism") setup.random.insert(bug.id);
+  }
+  MutantPredictions predictions(setup, exhibits, inquiry.materials, inquiry.actual);
   Diagnosis diagnosis = diagnose(inquiry.catalogue, exhibits, predictions, {.pairs = choice.pairs});
   diagnosis.failing = failing;
+  // Only here it is known how many have failed, with results or without.
+  if (diagnosis.verdict == Diagnosis::Verdict::explained) {
+    diagnosis.line = claim_text(diagnosis.explanations.front(), diagnosis);
+  }
+  if (failing == 0) diagnosis.line = "no case fails: there is nothing to diagnose";
   if (const int64_t passed = predictions.passed_again(); passed > 0) {
     diagnosis.notes.push_back(fmt::format("{} passed when run again: the results are not the same from run to run",
                                           count_text(passed, "failing case")));

@@ -14,10 +14,10 @@
 namespace attest {
 
 struct DiagnosisChoice {
-  double seconds = 10;               ///< For all of it.
-  int jobs = 1;                      ///< Mutants at once.
-  bool pairs = true;                 ///< Also looks for two bugs at the same time.
-  bool trace = true;                 ///< Adds a trace of the simplest failing case with a cache.
+  double seconds = 10;                 ///< For all of it.
+  int jobs = 1;                        ///< Mutants at once.
+  bool pairs = true;                   ///< Also looks for two bugs at the same time.
+  bool trace = true;                   ///< Adds a trace of the simplest failing case with a cache.
   std::filesystem::path library = {};  ///< The mutants; empty: the backend of that name.
 };
 

@@ -53,6 +53,7 @@ void play_fresh(uint64_t seed, uint64_t first, uint64_t stride, Troupe& troupe, 
         throw Error(fmt::format("{} draws in a row are no case; the last: {}", kDraws, error.what()));
     }
   }
+  stage.send(Json{{"number", number}, {"began", true}}.dump());
   Json found{
       {"number", number}, {"refused", refused}, {"kind", kind_of(drawn->c.problem)}, {"unsure", drawn->radius > kSure}};
   double worst = 0;
@@ -84,9 +85,14 @@ FreshCampaign run_fresh_campaign(const BackendLibrary& library, const std::vecto
   Forked forked;
   forked.limit = std::chrono::minutes(5);
   forked.work = [&](size_t task, Stage& stage) { play_fresh(seed, task, planned, troupe, correct.size(), stage); };
-  forked.received = [&](size_t, std::string_view message) {
+  std::map<size_t, uint64_t> numbers;  // of the cases that tasks play
+  forked.received = [&](size_t task, std::string_view message) {
     const Json json = Json::parse(message);
     const uint64_t number = json.at("number");
+    if (json.contains("began")) {
+      numbers[task] = number;
+      return;
+    }
     if (json.contains("reason")) {
       campaign.alarms.push_back({correct[json.at("mutant").get<size_t>()].id, json.at("reason"), number});
       return;
@@ -102,7 +108,8 @@ FreshCampaign run_fresh_campaign(const BackendLibrary& library, const std::vecto
     }
   };
   forked.lost = [&](size_t task, size_t part, const std::string& how) {
-    campaign.alarms.push_back({part == 0 ? "the oracle" : correct[part - 1].id, how, task});
+    campaign.alarms.push_back(
+        {part == 0 ? "the oracle" : correct[part - 1].id, how, numbers.contains(task) ? numbers[task] : task});
   };
   forked.finished = [&, done = size_t{0}](size_t) mutable {
     if (progress) progress(++done, planned);

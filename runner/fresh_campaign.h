@@ -28,7 +28,8 @@ struct FreshCampaign {
   std::vector<Alarm> alarms;
   double seconds = 0;
 
-  [[nodiscard]] bool green() const { return alarms.empty(); }
+  /// Nothing was accused, and most draws were cases.
+  [[nodiscard]] bool green() const { return alarms.empty() && cases > 0 && 4 * refused <= cases; }
 };
 
 /// Plays so many cases with all of the mutants, which are correct ones.

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <tuple>
 #include <utility>
 
@@ -16,15 +17,28 @@ namespace {
 using State = Cell::State;
 using Rule = Complaint::Rule;
 
-constexpr std::array<std::string_view, 9> kRules{"survives",       "single", "unclear",     "not_weak",   "not_cited",
-                                                 "wrong_citation", "idle",   "false_alarm", "unsupported"};
+constexpr std::array<std::string_view, 10> kRules{"survives",       "single", "unclear",     "not_weak",    "not_cited",
+                                                  "wrong_citation", "idle",   "false_alarm", "unsupported", "lost"};
 
-bool cites(const MatrixCase& c, const std::string& bug) {
+bool cites(const MatrixCase& c, std::string_view bug) {
   return std::find(c.cites.begin(), c.cites.end(), bug) != c.cites.end();
 }
 
 bool is_clear(const Mutant& mutant, const MutantSummary& sum) {
   return !mutant.weak.empty() || sum.clear_margin >= kClearMargin;
+}
+
+/// The rows of each bug, the bugs in the order of their first ones.
+std::vector<std::vector<size_t>> rows_by_bug(const KillMatrix& matrix) {
+  std::vector<std::vector<size_t>> bugs;
+  std::map<std::string_view, size_t> number;
+  for (size_t m = 0; m < matrix.mutants.size(); ++m) {
+    if (matrix.mutants[m].correct) continue;
+    const auto [found, is_new] = number.try_emplace(matrix.mutants[m].bug(), bugs.size());
+    if (is_new) bugs.emplace_back();
+    bugs[found->second].push_back(m);
+  }
+  return bugs;
 }
 
 /// Four significant digits; JSON has no infinity, so that is a string, as in records.
@@ -47,6 +61,7 @@ class Judgement {
         judge_bug(m);
       }
     }
+    for (const std::vector<size_t>& rows : rows_by_bug(matrix_)) judge_citations(rows);
     if (matrix_.all_bugs && !matrix_.fast) judge_cases();
     std::stable_sort(complaints_.begin(), complaints_.end(),
                      [](const Complaint& a, const Complaint& b) { return a.rule < b.rule; });
@@ -63,20 +78,38 @@ class Judgement {
     const Mutant& bug = matrix_.mutants[m];
     const MutantSummary sum = summary(matrix_, m);
     if (matrix_.all_cases && sum.played > 0) judge_kills(bug, sum);
+    for (size_t c = 0; c < matrix_.cases.size(); ++c) {
+      const Cell& cell = matrix_.at(m, c);
+      const std::string& id = matrix_.cases[c].id;
+      if (cell.lost) add(Rule::lost, bug.id, id, "{} on {} was {}", bug.id, id, cell.reason);
+    }
+  }
+
+  /// A case names a bug, and means any realisation of it: only all of them together say that it is wrong.
+  void judge_citations(const std::vector<size_t>& rows) {
+    const std::string bug(matrix_.mutants[rows.front()].bug());
+    if (matrix_.mutants[rows.front()].id != bug) return;  // some of its realisations were chosen
     int64_t citations = 0;
+    // Of a bug that nothing catches, that is enough to say.
+    const bool killed = std::any_of(rows.begin(), rows.end(), [&](size_t m) { return summary(matrix_, m).kills > 0; });
     for (size_t c = 0; c < matrix_.cases.size(); ++c) {
       const MatrixCase& one = matrix_.cases[c];
-      if (!cites(one, bug.id)) continue;
+      if (!cites(one, bug)) continue;
       ++citations;
-      const Cell& cell = matrix_.at(m, c);
-      // Of a bug that nothing catches, that is enough to say.
-      if (sum.kills > 0 && (cell.state == State::passed || cell.state == State::unsupported)) {
-        add(Rule::wrong_citation, bug.id, one.id, "{} names {} in `kills`, but does not catch it{}", one.id, bug.id,
-            cell.reason.empty() ? "" : ": " + cell.reason);
+      bool catches = !killed, played = true;
+      std::string reason;
+      for (const size_t m : rows) {
+        const Cell& cell = matrix_.at(m, c);
+        catches |= cell.state == State::failed;
+        played &= cell.state != State::not_played;
+        if (reason.empty()) reason = cell.reason;
       }
+      if (catches || !played) continue;
+      add(Rule::wrong_citation, bug, one.id, "{} names {} in `kills`, but does not catch it{}", one.id, bug,
+          reason.empty() ? "" : ": " + reason);
     }
     if (matrix_.all_cases && citations == 0) {
-      add(Rule::not_cited, bug.id, "", "no case names {} in `kills`", bug.id);
+      add(Rule::not_cited, bug, "", "no case names {} in `kills`", bug);
     }
   }
 
@@ -162,8 +195,12 @@ Json to_json(const KillMatrix& matrix, size_t m) {
 
 }  // namespace
 
-Mutant mutant_of(const Bug& bug) {
-  return {bug.id, false, bug.area, bug.group, bug.fault, bug.weak};
+std::vector<Mutant> mutants_of(const Bug& bug) {
+  std::vector<Mutant> list{{bug.id, false, bug.area, bug.group, bug.fault, bug.weak}};
+  for (const Realisation& one : bug.realisations) {
+    list.push_back({bug.id + "@" + one.id, false, bug.area, bug.group, one.about, one.weak});
+  }
+  return list;
 }
 
 Mutant mutant_of(const Variant& variant) {
@@ -180,15 +217,16 @@ std::string_view name(Complaint::Rule rule) {
 
 MutantSummary summary(const KillMatrix& matrix, size_t mutant) {
   MutantSummary sum;
-  double in_f32 = 0;
+  double in_f32 = 0, in_halves = 0;
   for (size_t c = 0; c < matrix.cases.size(); ++c) {
     const Cell& cell = matrix.at(mutant, c);
     if (cell.state != State::not_played) ++sum.played;
     if (cell.state != State::failed) continue;
     ++sum.kills;
-    if (matrix.cases[c].dtype == DType::f32) {
-      sum.clear_in_f32 = true;
-      in_f32 = std::max(in_f32, cell.margin);
+    if (!cell.lost) {
+      double& clear = matrix.cases[c].dtype == DType::f32 ? in_f32 : in_halves;
+      clear = std::max(clear, cell.margin);
+      sum.clear_in_f32 |= matrix.cases[c].dtype == DType::f32;
     }
     if (!sum.best || cell.margin > sum.best_margin) {
       sum.second = std::exchange(sum.best, c);
@@ -198,7 +236,7 @@ MutantSummary summary(const KillMatrix& matrix, size_t mutant) {
       sum.second_margin = cell.margin;
     }
   }
-  sum.clear_margin = sum.clear_in_f32 ? in_f32 : sum.best_margin;
+  sum.clear_margin = sum.clear_in_f32 ? in_f32 : in_halves;
   return sum;
 }
 
@@ -228,11 +266,21 @@ MatrixTotals totals(const KillMatrix& matrix) {
       sum.correct_plays += one.played;
       sum.alarms += one.kills;
     } else {
-      ++sum.bugs;
+      ++sum.realisations;
       sum.plays += one.played;
       sum.kills += one.kills;
-      if (one.kills >= 2 && is_clear(mutant, one)) ++sum.caught;
     }
+  }
+  for (const std::vector<size_t>& rows : rows_by_bug(matrix)) {
+    bool caught = true, killed = true;
+    for (const size_t m : rows) {
+      const MutantSummary one = summary(matrix, m);
+      caught &= one.kills >= 2 && is_clear(matrix.mutants[m], one);
+      killed &= one.kills > 0;
+    }
+    ++sum.bugs;
+    if (caught) ++sum.caught;
+    if (killed) ++sum.killed;
   }
   return sum;
 }

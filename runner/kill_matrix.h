@@ -15,15 +15,19 @@
 
 namespace attest {
 
-/// A row: a faulty backend, or a correct one that computes in its own way.
+/// A row: a realisation of a bug, or a correct backend that computes in its own way.
 struct Mutant {
-  std::string id;
+  std::string id;  ///< Of a realisation its name (Bug::names).
   bool correct = false;
   std::string area, group;  ///< Of the bug.
-  std::string about;        ///< The bug's fault, or what the correct one does.
-  std::string weak;         ///< Bug::weak
+  std::string about;        ///< The bug's fault, how the realisation differs, or what the correct one does.
+  std::string weak;         ///< Bug::weak, Realisation::weak
+
+  /// Id of the bug that it realises.
+  [[nodiscard]] std::string_view bug() const { return bug_of(id); }
 };
-Mutant mutant_of(const Bug& bug);
+/// The bug's realisations, its own id first.
+std::vector<Mutant> mutants_of(const Bug& bug);
 Mutant mutant_of(const Variant& variant);
 
 /// A column.
@@ -41,6 +45,7 @@ struct Cell {
   double margin = 0;            ///< Failed: the largest error / allowed; infinite where no finite error is to blame.
   std::optional<double> worst;  ///< The largest error / allowed of what was compared, failed or not.
   std::string reason;           ///< Unless it passed.
+  bool lost = false;            ///< Its process crashed or ran out of time: it failed, but of what?
 };
 
 struct KillMatrix {
@@ -49,7 +54,7 @@ struct KillMatrix {
   bool all_cases = false, all_bugs = false;  ///< Else some were chosen, and rules that need all of them do not hold.
   bool fast = false;                         ///< Only as many cases per bug as it takes.
   double seconds = 0;
-  std::vector<Mutant> mutants;  ///< Bugs in the catalogue's order, then the correct ones.
+  std::vector<Mutant> mutants;  ///< Bugs, the realisations of each together, then the correct ones.
   std::vector<MatrixCase> cases;
   std::vector<Cell> cells;  ///< [mutants][cases]
 
@@ -68,6 +73,7 @@ struct MutantSummary {
   std::optional<size_t> best, second;  ///< The cases with the largest margins, the first of equal ones.
   double best_margin = 0, second_margin = 0;
   /// The margin that kClearMargin is asked of: the best of a case in f32, or, if only 16-bit cases kill it, of those.
+  /// A crash or a timeout does not count.
   double clear_margin = 0;
   bool clear_in_f32 = false;
 };
@@ -81,10 +87,11 @@ struct Complaint {
     unclear,         ///< None does with the margin that is asked for, and the catalogue gives no reason why.
     not_weak,        ///< One does, but the catalogue has a reason why none can.
     not_cited,       ///< No case names the bug in `kills`.
-    wrong_citation,  ///< A case does, but does not catch it.
+    wrong_citation,  ///< A case does, but catches no realisation of it.
     idle,            ///< A case catches nothing.
     false_alarm,     ///< A case fails a correct backend.
     unsupported,     ///< The mutants do not support a case, so that it proves nothing.
+    lost,            ///< A bug's process crashed or ran out of time, so that the case did not get to judge it.
   };
   Rule rule;
   std::string subject;  ///< The bug, or the correct one ...
@@ -98,19 +105,20 @@ std::vector<Complaint> judge(const KillMatrix& matrix);
 
 /// Sums over the whole matrix.
 struct MatrixTotals {
-  int64_t bugs = 0, correct = 0, cases = 0;
+  int64_t bugs = 0, realisations = 0, correct = 0, cases = 0;
   int64_t plays = 0, kills = 0;  ///< Of bugs.
   int64_t correct_plays = 0, alarms = 0;
-  int64_t caught = 0;  ///< Bugs that two cases kill, one of them clearly unless the bug is weak.
+  int64_t caught = 0;  ///< Bugs whose every realisation two cases kill, one of them clearly unless it is weak.
+  int64_t killed = 0;  ///< Bugs whose every realisation some case kills.
 };
 MatrixTotals totals(const KillMatrix& matrix);
-/// How many of the bugs each case kills.
+/// How many of the bugs' realisations each case kills.
 std::vector<int64_t> kills_by_case(const KillMatrix& matrix);
 
 /// kill_matrix.json (spec/schema/matrix.schema.json).
 Json to_json(const KillMatrix& matrix);
 
-/// Bugs by how clearly they are caught, the least so first.
+/// Realisations by how clearly they are caught, the least so first.
 std::vector<size_t> weakest_first(const KillMatrix& matrix);
 /// What a correct backend comes to, at worst: by dtype, the largest error / allowed of its cases that have passed.
 struct Closest {

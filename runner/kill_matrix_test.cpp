@@ -130,6 +130,65 @@ TEST_CASE("a case that kills nothing is red if all bugs were played") {
   CHECK(judge(matrix).empty());
 }
 
+/// Another realisation of bug "one", which passes case a, that names the bug.
+KillMatrix realised_matrix() {
+  KillMatrix matrix = green_matrix();
+  matrix.mutants.insert(matrix.mutants.begin() + 1, {"one@decode", false, "mask", "", "In decode steps.", ""});
+  std::vector<Cell> row(4, Cell{Cell::State::passed, 0, 0.25, ""});
+  row[1] = row[2] = {Cell::State::failed, 50, 50, "wrong"};
+  matrix.cells.insert(matrix.cells.begin() + 4, row.begin(), row.end());
+  return matrix;
+}
+
+TEST_CASE("every realisation must be caught, a case that names the bug catches one of them") {
+  KillMatrix matrix = realised_matrix();
+  CHECK(judge(matrix).empty());
+  CHECK(totals(matrix).bugs == 3);
+  CHECK(totals(matrix).realisations == 4);
+  CHECK(totals(matrix).caught == 3);
+  CHECK(to_json(matrix).at("bugs")[1].at("id") == "one@decode");
+  CHECK(console_summary(matrix, false).find("GREEN  3 of 3 bugs caught in 4 realisations, 0 false alarms") !=
+        std::string::npos);
+  matrix.at(1, 2) = {Cell::State::passed, 0, 0.1, ""};
+  CHECK(rules(matrix) == std::vector{Rule::single});
+  CHECK(judge(matrix)[0].subject == "one@decode");
+  CHECK(totals(matrix).caught == 2);
+  matrix.at(1, 1) = {Cell::State::passed, 0, 0.1, ""};
+  CHECK(rules(matrix) == std::vector{Rule::survives});
+  matrix = realised_matrix();
+  matrix.cases[2].cites = {"three", "one"};  // caught of the second realisation alone
+  CHECK(judge(matrix).empty());
+  matrix.cases[1].cites = {"two", "one"};
+  matrix.at(1, 1) = {Cell::State::passed, 0, 0.1, ""};
+  CHECK(rules(matrix) == std::vector{Rule::single, Rule::wrong_citation});
+  matrix.at(0, 1) = {};  // not played
+  CHECK(rules(matrix) == std::vector{Rule::single});
+  matrix.mutants[0].id = "one@prefill";  // without its first realisation
+  matrix.cases[1].cites = {"two", "one"};
+  matrix.at(0, 1) = {Cell::State::passed, 0, 0.1, ""};
+  CHECK(rules(matrix) == std::vector{Rule::single});
+}
+
+TEST_CASE("a crash kills, but is red and no clear margin") {
+  KillMatrix matrix = green_matrix();
+  matrix.at(2, 2).lost = true;
+  matrix.at(2, 2).reason = "killed by SIGSEGV";
+  CHECK(rules(matrix) == std::vector{Rule::unclear, Rule::lost});
+  CHECK(judge(matrix)[1].text == "three on g/c was killed by SIGSEGV");
+  CHECK(summary(matrix, 2).kills == 2);
+  CHECK(summary(matrix, 2).clear_margin == 7);
+}
+
+TEST_CASE("of a subset of the cases it is told how many kill") {
+  KillMatrix matrix = green_matrix();
+  matrix.all_cases = matrix.all_bugs = false;
+  CHECK(console_summary(matrix, false).find("GREEN  3 of 3 bugs killed by some of 4 cases, 0 false") !=
+        std::string::npos);
+  matrix.mutants.resize(1);
+  matrix.cells.resize(4);
+  CHECK(console_summary(matrix, false).find("GREEN  2 of 4 cases kill one, 0 false") != std::string::npos);
+}
+
 TEST_CASE("of a subset of the cases only citations and alarms are judged") {
   KillMatrix matrix = green_matrix();
   matrix.at(1, 1) = {Cell::State::passed, 0, 0.1, ""};

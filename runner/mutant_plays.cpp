@@ -47,7 +47,7 @@ class MatrixRun {
   [[nodiscard]] bool costly(size_t c) const { return cost_[c] > kCostly; }
   [[nodiscard]] bool names(size_t c, size_t m) const {
     const auto& kills = cases_[c]->kills;
-    return std::find(kills.begin(), kills.end(), matrix_.mutants[m].id) != kills.end();
+    return std::find(kills.begin(), kills.end(), matrix_.mutants[m].bug()) != kills.end();
   }
   /// Whether a correct variant is among those that play a costly case.
   [[nodiscard]] bool sampled(size_t c, size_t m) const {
@@ -72,7 +72,7 @@ class MatrixRun {
     };
     forked.lost = [&](size_t task, size_t part, const std::string& how) {
       Cell& cell = matrix_.at(plan[task].second[part], plan[task].first);
-      cell = {Cell::State::failed, std::numeric_limits<double>::infinity(), std::nullopt, how};
+      cell = {Cell::State::failed, std::numeric_limits<double>::infinity(), std::nullopt, how, true};
     };
     forked.finished = [&](size_t) {
       if (progress) progress(++done, plan.size());
@@ -121,16 +121,19 @@ Plan whole_plan(const KillMatrix& matrix, const MatrixRun& playing, bool everyth
   return plan;
 }
 
-/// Of each bug the cases that name it, the cheapest first, until two have caught it and one of them clearly.
+/// Of each bug the cases that name it, the cheapest first, until two have caught it and one of them clearly. Further
+/// realisations go on to cases that do not, as `kills` is right if it is of one of them.
 void play_fast(const KillMatrix& matrix, MatrixRun& playing, const std::function<void(size_t, size_t)>& progress) {
   std::vector<std::vector<size_t>> waiting(matrix.mutants.size());  // per bug, the cheapest last
   for (size_t m = 0; m < matrix.mutants.size(); ++m) {
     if (matrix.mutants[m].correct) continue;
+    const bool further = matrix.mutants[m].id != matrix.mutants[m].bug();
     for (size_t c = 0; c < matrix.cases.size(); ++c) {
-      if (playing.names(c, m)) waiting[m].push_back(c);
+      if (playing.names(c, m) || (further && !playing.costly(c))) waiting[m].push_back(c);
     }
-    std::stable_sort(waiting[m].begin(), waiting[m].end(),
-                     [&](size_t a, size_t b) { return playing.cost_of(a) > playing.cost_of(b); });
+    std::stable_sort(waiting[m].begin(), waiting[m].end(), [&](size_t a, size_t b) {
+      return std::pair(!playing.names(a, m), playing.cost_of(a)) > std::pair(!playing.names(b, m), playing.cost_of(b));
+    });
   }
   for (bool first = true;; first = false) {
     std::map<size_t, std::set<size_t>> chosen;  // by case
@@ -171,7 +174,9 @@ std::vector<Mutant> choose_mutants(const Catalogue& catalogue, const MatrixChoic
   };
   std::vector<Mutant> mutants;
   for (const Bug& bug : catalogue.bugs) {
-    if (wanted(choice.bugs, bug.id)) mutants.push_back(mutant_of(bug));
+    for (Mutant& one : mutants_of(bug)) {
+      if (wanted(choice.bugs, bug.id) || wanted(choice.bugs, one.id)) mutants.push_back(std::move(one));
+    }
   }
   // An area's bugs stand together, the areas as they come in the catalogue.
   std::map<std::string, size_t> areas;
@@ -187,7 +192,7 @@ std::vector<Mutant> choose_mutants(const Catalogue& catalogue, const MatrixChoic
   const auto check = [&](const std::vector<std::string>& ids, bool are_correct, std::string_view option) {
     for (const std::string& id : ids) {
       if (std::none_of(mutants.begin(), mutants.end(),
-                       [&](const Mutant& m) { return m.id == id && m.correct == are_correct; })) {
+                       [&](const Mutant& m) { return (m.id == id || m.bug() == id) && m.correct == are_correct; })) {
         throw Error::at(option, "got \"{}\", which is not in cases/bugs.json", id);
       }
     }

@@ -47,7 +47,7 @@ class Troupe {
 double cost(const Case& c, const Timeline& timeline);
 
 struct MatrixChoice {
-  std::vector<std::string> bugs, variants;  ///< Both empty: all. Else those that are named.
+  std::vector<std::string> bugs, variants;  ///< Both empty: all. Else those that are named; a bug's id, all of it.
   Selection selection;
   bool fast = false;        ///< Of each bug only as many of the cases that name it as it takes to be sure.
   bool everything = false;  ///< Plays the few costly cases with every mutant too, not only with the bugs they name.

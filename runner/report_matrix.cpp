@@ -44,6 +44,8 @@ std::string_view headline(Complaint::Rule rule) {
       return "False alarms";
     case Complaint::Rule::unsupported:
       return "Cases that the mutants do not support";
+    case Complaint::Rule::lost:
+      return "Crashes and timeouts of a mutant";
   }
   return "";
 }
@@ -61,10 +63,28 @@ std::string grouped(int64_t count) {
   return text;
 }
 
+/// What the cases did to the bugs. Caught is what all cases together have to catch; of some of them it is asked which
+/// kill.
+std::string bugs_line(const KillMatrix& matrix, const MatrixTotals& sum) {
+  if (sum.bugs == 0) return "";
+  if (!matrix.all_cases && sum.realisations == 1) {
+    const auto bug =
+        std::find_if(matrix.mutants.begin(), matrix.mutants.end(), [](const Mutant& m) { return !m.correct; });
+    return fmt::format("{} of {} kill{} {}", sum.kills, count_text(sum.plays, "case"), sum.plays == 1 ? "s" : "",
+                       bug->id);
+  }
+  std::string text = matrix.all_cases ? fmt::format("{} of {} caught", sum.caught, count_text(sum.bugs, "bug"))
+                                      : fmt::format("{} of {} killed by some of {}", sum.killed,
+                                                    count_text(sum.bugs, "bug"), count_text(sum.cases, "case"));
+  if (sum.realisations > sum.bugs) text += fmt::format(" in {} realisations", sum.realisations);
+  return text;
+}
+
 std::string verdict_line(const KillMatrix& matrix, size_t complaints) {
   const MatrixTotals sum = totals(matrix);
-  std::string text = fmt::format("{} of {} caught", sum.caught, count_text(sum.bugs, "bug"));
-  text += fmt::format(", {} in {} of correct backends", count_text(sum.alarms, "false alarm"),
+  std::string text = bugs_line(matrix, sum);
+  if (!text.empty()) text += ", ";
+  text += fmt::format("{} in {} of correct backends", count_text(sum.alarms, "false alarm"),
                       count_text(sum.correct_plays, "play"));
   if (complaints > 0) text += fmt::format(", {}", count_text(static_cast<int64_t>(complaints), "complaint"));
   text += fmt::format(" · suite {} ({}), {} {}", matrix.attest_version, matrix.suite_hash, matrix.backend,
@@ -90,7 +110,9 @@ std::string banner(const KillMatrix& matrix, const std::vector<Complaint>& compl
     text += fmt::format("<div class=\"{}\"><b>{}</b><span>{}</span></div>", css, value, label);
   };
   number("", grouped(sum.bugs), "bugs");
-  number(sum.caught == sum.bugs ? "good" : "bad", grouped(sum.caught), "caught");
+  if (sum.realisations > sum.bugs) number("", grouped(sum.realisations), "realisations");
+  const int64_t done = matrix.all_cases ? sum.caught : sum.killed;
+  number(done == sum.bugs ? "good" : "bad", grouped(done), matrix.all_cases ? "caught" : "killed");
   number("", grouped(sum.cases), "cases");
   number("", grouped(sum.plays), "plays of bugs");
   number("", grouped(sum.kills), "kills");
@@ -151,7 +173,8 @@ std::string bug_table(const KillMatrix& matrix, const std::vector<size_t>& bugs)
 std::string family_table(const KillMatrix& matrix) {
   struct Family {
     int64_t cases = 0, kills = 0, least = INT64_MAX;
-    std::set<size_t> bugs;
+    std::set<size_t> rows;
+    std::set<std::string_view> bugs;
   };
   std::vector<std::string> order;
   std::map<std::string, Family> families;
@@ -166,7 +189,8 @@ std::string family_table(const KillMatrix& matrix) {
     family.least = std::min(family.least, kills[c]);
     for (size_t m = 0; m < matrix.mutants.size(); ++m) {
       if (matrix.mutants[m].correct || matrix.at(m, c).state != State::failed) continue;
-      family.bugs.insert(m);
+      family.rows.insert(m);
+      family.bugs.insert(matrix.mutants[m].bug());
       killers[m].insert(name);
     }
   }
@@ -177,7 +201,7 @@ std::string family_table(const KillMatrix& matrix) {
   for (const std::string& name : order) {
     const Family& family = families[name];
     std::string alone;
-    for (const size_t m : family.bugs) {
+    for (const size_t m : family.rows) {
       if (killers[m].size() == 1) alone += fmt::format("<span class=\"chip\">{}</span>", safe(matrix.mutants[m].id));
     }
     text += fmt::format(
@@ -301,7 +325,8 @@ std::string html_report(const KillMatrix& matrix) {
   }
   page += fmt::format(
       "</main>\n<section class=\"broad\">\n<h2>The matrix <small>{} × {}</small></h2>\n{}</section>\n<main>\n",
-      count_text(static_cast<int64_t>(bugs.size()), "bug"),
+      count_text(static_cast<int64_t>(bugs.size()),
+                 totals(matrix).bugs == static_cast<int64_t>(bugs.size()) ? "bug" : "realisation"),
       count_text(static_cast<int64_t>(matrix.cases.size()), "case"), matrix_figure());
   page += "<h2>Families of cases</h2>\n" + family_table(matrix);
   if (bugs.size() > kWeakest) page += "<h2>All bugs</h2>\n" + bug_table(matrix, bugs);

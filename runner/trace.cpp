@@ -186,9 +186,8 @@ double Evaluation::logit(const std::vector<double>& query, const std::vector<dou
 Evaluation::Head Evaluation::head(size_t step, const Row& row, int64_t head) {
   const Problem& p = c_.problem;
   const size_t source = timeline_[step].query_step;
-  const auto queries =
-      take(inputs_.steps[source].query, row.sequence * timeline_[source].max_queries + row.index,
-           p.query_heads * p.qk_head_dim, inputs_.weights.q, inputs_.weights.q_bias);
+  const auto queries = take(inputs_.steps[source].query, row.sequence * timeline_[source].max_queries + row.index,
+                            p.query_heads * p.qk_head_dim, inputs_.weights.q, inputs_.weights.q_bias);
   std::vector<double> query(queries.begin() + head * p.qk_head_dim, queries.begin() + (head + 1) * p.qk_head_dim);
   normalise(query, inputs_.weights.q_norm);
   turn(query, row.angle);
@@ -302,15 +301,35 @@ class Tracer {
     text_ += fmt::format("\nstep {} of {}: {}{}\n", s, timeline_.size(), decodes ? "decode" : "prefill",
                          actual_ != nullptr && outcome(s) == nullptr ? ", which has left no result" : "");
     size_t shown = 0;
-    for (size_t r = 0; r < moment.rows.size(); ++r) {
+    for (size_t r = 0, worst = 0; r < moment.rows.size(); ++r) {
+      const bool first = r == 0 || moment.rows[r - 1].sequence != moment.rows[r].sequence;
+      if (first || ratio(s, moment.rows[r]) >= ratio(s, moment.rows[worst])) worst = r;
       const bool last = r + 1 == moment.rows.size() || moment.rows[r + 1].sequence != moment.rows[r].sequence;
       if (!last) continue;
       if (shown++ == choice_.sequences) {
         text_ += "  (more sequences)\n";
         break;
       }
-      show_row(s, moment.rows[r]);
+      show_row(s, moment.rows[worst]);
     }
+  }
+
+  /// The largest error of a row over what is allowed there, where it is beyond it; else 0.
+  [[nodiscard]] double ratio(size_t s, const Row& row) const {
+    const StepOutcome* const got = outcome(s);
+    const auto r = golden_row(s, row);
+    if (got == nullptr || !r) return 0;
+    const auto& golden = golden_->steps[s].output;
+    const size_t width = golden.value.size() / (golden_->steps[s].rows.size() / 2);
+    const auto from = static_cast<size_t>(row.sequence * timeline_[s].max_queries + row.index) * width;
+    double largest = 0;
+    for (size_t e = 0; e < width; ++e) {
+      const double error = std::fabs(static_cast<double>(got->output.data[from + e]) - golden.value[*r * width + e]);
+      const auto allowed = static_cast<double>(golden.allowed[*r * width + e]);
+      if (error <= allowed) continue;
+      largest = std::max(largest, std::isnan(error) ? std::numeric_limits<double>::infinity() : error / allowed);
+    }
+    return largest;
   }
 
   void show_row(size_t s, const Row& row) {
@@ -325,7 +344,8 @@ class Tracer {
     text_ += row.begin == row.end ? ", sees none" : fmt::format(", sees [{}, {})", row.begin, row.end);
     if (row.angle != row.position && p.rope) text_ += fmt::format(", RoPE position {}", row.angle);
     text_ += "\n";
-    text_ += fmt::format("    {:>4} {:>2}  {:<{}}  {:>6}", "head", "kv", "weights: key x share", weight_columns(), "sum");
+    text_ +=
+        fmt::format("    {:>4} {:>2}  {:<{}}  {:>6}", "head", "kv", "weights: key x share", weight_columns(), "sum");
     if (p.level == Level::core) text_ += numbers_head();
     text_ += "\n";
     const auto heads = std::min<int64_t>(p.query_heads, static_cast<int64_t>(choice_.heads));
@@ -371,8 +391,8 @@ class Tracer {
     const Problem& p = c_.problem;
     const Evaluation::Head head = evaluation_.head(s, row, h);
     const double sum = std::accumulate(head.weight.begin(), head.weight.end(), 0.0);
-    std::string line = fmt::format("    {:>4} {:>2}  {:<{}}  {:>6.3f}", h, h / p.group(), weights(row, head),
-                                   weight_columns(), sum);
+    std::string line =
+        fmt::format("    {:>4} {:>2}  {:<{}}  {:>6.3f}", h, h / p.group(), weights(row, head), weight_columns(), sum);
     if (p.level == Level::layer) {
       text_ += line + "\n";
       return;
@@ -381,8 +401,8 @@ class Tracer {
     const StepOutcome* const got = outcome(s);
     const auto r = golden_row(s, row);
     const auto width = static_cast<size_t>(p.v_head_dim);
-    const auto from = static_cast<size_t>((row.sequence * timeline_[s].max_queries + row.index) * p.query_heads + h) *
-                      width;
+    const auto from =
+        static_cast<size_t>((row.sequence * timeline_[s].max_queries + row.index) * p.query_heads + h) * width;
     std::vector<float> result;
     if (got != nullptr) {
       result.assign(got->output.data.begin() + static_cast<ptrdiff_t>(from),
@@ -396,17 +416,19 @@ class Tracer {
         wanted = golden_->steps[s].output.value[at];
         allowed = static_cast<double>(golden_->steps[s].output.allowed[at]);
       }
-      wrong = wrong || (got != nullptr && allowed >= 0 && !(std::fabs(static_cast<double>(result[d]) - wanted) <= allowed));
+      wrong =
+          wrong || (got != nullptr && allowed >= 0 && !(std::fabs(static_cast<double>(result[d]) - wanted) <= allowed));
       if (d < choice_.channels) {
         text_ += (d == 0 ? line : indent) +
                  numbers(std::to_string(d), wanted, got == nullptr ? nullptr : &result[d], allowed) + "\n";
       }
     }
     if (p.lse) {
-      const double wanted = r ? golden_->steps[s].lse.value[*r * static_cast<size_t>(p.query_heads) + static_cast<size_t>(h)]
-                              : head.lse;
+      const double wanted =
+          r ? golden_->steps[s].lse.value[*r * static_cast<size_t>(p.query_heads) + static_cast<size_t>(h)] : head.lse;
       const double allowed =
-          r ? static_cast<double>(golden_->steps[s].lse.allowed[*r * static_cast<size_t>(p.query_heads) + static_cast<size_t>(h)])
+          r ? static_cast<double>(
+                  golden_->steps[s].lse.allowed[*r * static_cast<size_t>(p.query_heads) + static_cast<size_t>(h)])
             : -1;
       const float* lse = got == nullptr ? nullptr : &got->lse.data[flat(got->lse.shape, {row.sequence, h, row.index})];
       text_ += indent +
@@ -428,7 +450,8 @@ class Tracer {
       const double wanted = r ? golden_->steps[s].output.value[*r * width + d] : computed[d];
       const double allowed = r ? static_cast<double>(golden_->steps[s].output.allowed[*r * width + d]) : -1;
       text_ += std::string(10, ' ') +
-               numbers(std::to_string(d), wanted, got == nullptr ? nullptr : &got->output.data[from + d], allowed) + "\n";
+               numbers(std::to_string(d), wanted, got == nullptr ? nullptr : &got->output.data[from + d], allowed) +
+               "\n";
     }
   }
 
@@ -472,11 +495,11 @@ class Tracer {
           std::string where = fmt::format("key {}", token.position);
           if (static_cast<int64_t>(b) != row.sequence) where += fmt::format(" of sequence {}", b);
           if (kv != h / p.group()) where += fmt::format(" of KV head {}", kv);
-          text_ += fmt::format("          what it has is the value of {}{}\n", where,
-                               static_cast<int64_t>(b) == row.sequence &&
-                                       (token.position < row.begin || token.position >= row.end)
-                                   ? ", which it does not see"
-                                   : "");
+          text_ += fmt::format(
+              "          what it has is the value of {}{}\n", where,
+              static_cast<int64_t>(b) == row.sequence && (token.position < row.begin || token.position >= row.end)
+                  ? ", which it does not see"
+                  : "");
           return;
         }
       }

@@ -60,7 +60,8 @@ struct TraceChoice {
   size_t decode_steps = 3;
 };
 
-/// The last row of the first prefill and the first decode steps of a case. `actual`: what a backend did, or null.
+/// One row a sequence of the first prefill and the first decode steps of a case: the one that is most wrong, else the
+/// last. `actual`: what a backend did, or null.
 std::string trace(const Script& script, const Performance* actual, const Conventions& conventions,
                   const TraceChoice& choice = {});
 

@@ -28,14 +28,15 @@ std::int64_t stage::scale_element(const View<float, 3>& scales, Slot slot, std::
 }
 
 bool stage::fresh(const Call& c, std::int64_t b, std::int64_t j) {
-  return c.step.cache == nullptr || (!c.hooks.append_first(c) && j >= c.past[b]);
+  return c.step.cache == nullptr || ((c.numerics.fresh_from_step || !c.hooks.append_first(c)) && j >= c.past[b]);
 }
 
 void stage::fetch(const Call& c, const Sequence& s, std::int64_t j, Role role, std::int64_t head, float* to) {
   const Side& side = c.side(role);
   const std::int64_t width = side.staged.width;
+  const bool fresh = c.hooks.fresh(c, s.b, j);
   float scale = 1;
-  if (c.hooks.fresh(c, s.b, j)) {
+  if (fresh) {
     if (side.staged.tokens == 0) return std::fill_n(to, width, poison), void();
     const std::int64_t token = std::clamp<std::int64_t>(c.key_token(s.b, j - c.past[s.b]), 0, side.staged.tokens - 1);
     std::copy_n(side.staged.at(token, head), width, to);
@@ -53,7 +54,7 @@ void stage::fetch(const Call& c, const Sequence& s, std::int64_t j, Role role, s
   if (c.p.kv_scale == ATTEST_KV_SCALE_NONE) return;
   scale = c.hooks.used_scale(scale);
   for (std::int64_t i = 0; i < width; ++i) {
-    to[i] = c.hooks.dequantise(to[i], scale);
+    to[i] = c.hooks.dequantise(role, fresh, to[i], scale);
     if (c.numerics.round_kv) to[i] = round_to(storage_of(c.p.dtype), to[i]);
   }
 }

@@ -28,9 +28,8 @@ class Tile {
       if (!c_.hooks.arrives(c_, ordinal, n)) continue;
       load(Role::key, n, keys_.at(0, n), keys_.width);
       load(Role::value, n, values_.at(0, n), values_.width);
-    }
-    if (c_.numerics.scaling == Scaling::both_roots) {
-      for (float& x : keys_.memory) x *= std::sqrt(std::abs(s_.scale));
+      if (c_.numerics.scaling != Scaling::both_roots) continue;
+      for (std::int64_t i = 0; i < keys_.width; ++i) keys_.at(0, n)[i] *= std::sqrt(std::abs(s_.scale));
     }
   }
 
@@ -74,7 +73,7 @@ std::map<std::int64_t, std::vector<std::int64_t>> plan_splits(const Call& c, con
   const std::int64_t first = n.extra_tiles ? 0 : walked.begin / n.key_tile;
   const std::int64_t end = n.extra_tiles ? tiles_up_to(n, s.total) + 1 : tiles_up_to(n, walked.end);
   for (std::int64_t tile = first; tile < end && (n.extra_tiles || walked.begin < walked.end); ++tile) {
-    splits[n.split_of(tile)].push_back(tile);
+    splits[c.hooks.split_of(n, tile)].push_back(tile);
   }
   if (!c.kernel.sinks.empty()) splits[0];
   for (auto& [split, tiles] : splits) {
@@ -112,7 +111,7 @@ void attend_rows(Call& c, const Sequence& s, std::int64_t kv_head, std::vector<R
   const auto splits = plan_splits(c, s, walked);
   const std::int64_t all = tiles_up_to(c.numerics, s.total);
   std::int64_t count = 1;
-  for (std::int64_t tile = 0; tile < all; ++tile) count = std::max(count, c.numerics.split_of(tile) + 1);
+  for (std::int64_t tile = 0; tile < all; ++tile) count = std::max(count, c.hooks.split_of(c.numerics, tile) + 1);
   if (!splits.empty()) count = std::max(count, splits.rbegin()->first + 1);
   Partials partials(count, static_cast<std::int64_t>(rows.size()), c.p.v_head_dim);
   Tile tile(c, s, kv_head, walked, rows.size());

@@ -165,7 +165,7 @@ Sequence sequence(const Call& c, std::int64_t b);
 Channels input(const Call& c, Role role, const Tokens& tokens, std::int64_t b, std::int64_t t, std::int64_t h);
 std::int64_t first_row(const Kernel& k, Role role);
 WeightRow weight_row(std::int64_t rows, std::int64_t columns, std::int64_t row);
-std::int64_t bias_row(std::int64_t row, std::int64_t width);
+std::int64_t bias_row(std::int64_t row, std::int64_t rows, std::int64_t width);
 std::int64_t split_head(const Call& c, Role role, std::int64_t tokens, std::int64_t t, std::int64_t h);
 float* projected(float* input, float* output);
 
@@ -174,6 +174,7 @@ std::pair<std::int64_t, std::int64_t> rope_pair(const attest_problem& p, std::in
 double rope_angle(const Numerics& n, std::int64_t position, double frequency);
 std::int64_t rope_position(const Call& c, Role role, std::int64_t b, std::int64_t t);
 bool normalises(const Call& c, std::int64_t b);
+float norm_root(float mean, double epsilon);
 void normalise(const Call& c, Role role, std::int64_t b, float* head);
 void turn(const Call& c, std::int64_t b, std::int64_t position, float* head);
 void transform(const Call& c, Role role, std::int64_t b, std::int64_t t, float* head);
@@ -189,23 +190,28 @@ bool fresh(const Call& c, std::int64_t b, std::int64_t j);
 void fetch(const Call& c, const Sequence& s, std::int64_t j, Role role, std::int64_t head, float* to);
 
 double scale(const attest_problem& p, bool decode);
-std::int64_t kv_head(const attest_problem& p, std::int64_t h);
+std::int64_t kv_head(const attest_problem& p, std::int64_t h, bool decode);
 const float* decode_query(const Call& c, const Sequence& s, std::int64_t h);
 std::int64_t causal_end(const Call& c, const Sequence& s, std::int64_t i);
 std::int64_t window_begin(const Call& c, const Sequence& s, std::int64_t i);
 std::int64_t window_end(const Call& c, const Sequence& s, std::int64_t i);
-std::int64_t tested_position(const Call& c, const Sequence& s, std::int64_t j);
+bool sees(const Call& c, KeyRange keys, std::int64_t j);
 KeyRange walked(const Call& c, const Sequence& s, const std::vector<Row>& rows);
 float mask(const Call& c, const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j);
 
 bool loads(const Call& c, const Sequence& s, KeyRange walked, Role role, std::int64_t j);
 float dot(const Call& c, const float* query, const float* key);
 float cap(const Call& c, float logit);
+float unscaled(const Call& c, const Sequence& s, float dot);
+float scaled(const Call& c, const Sequence& s, float dot);
+float uncapped(const Call& c, const Sequence& s, float dot);
 float soften(const Call& c, const Sequence& s, float dot);
+float in_units(const Call& c, float logit);
 std::int64_t distance(const Call& c, const Sequence& s, std::int64_t i, std::int64_t j);
 float maximum(const Call& c, float before, float of_tile);
 float reference(float maximum);
 void rescale(Row& row, float factor);
+float weight_of_value(const Call& c, float weight);
 void weigh(const Call& c, Row& row, float weight, const float* value);
 void update(const Call& c, std::vector<Row>& rows, const float* logits, const float* values, std::int64_t n);
 std::int64_t sink_head(const Call& c, const Sequence& s, const Row& row);
@@ -229,13 +235,14 @@ struct Hooks {
       stage::input;                                                               ///< Of head h of token t.
   std::function<std::int64_t(const Kernel&, Role)> first_row = stage::first_row;  ///< In the merged weight.
   std::function<WeightRow(std::int64_t, std::int64_t, std::int64_t)> weight_row = stage::weight_row;
-  std::function<std::int64_t(std::int64_t, std::int64_t)> bias_row = stage::bias_row;  ///< Row, width of a head.
+  std::function<std::int64_t(std::int64_t, std::int64_t, std::int64_t)> bias_row =
+      stage::bias_row;  ///< Row, all rows, width of a head.
   std::function<std::int64_t(const Call&, Role, std::int64_t, std::int64_t, std::int64_t)> split_head =
       stage::split_head;                                               ///< Place of (t, h) among all vectors.
   std::function<float*(float*, float*)> projected = stage::projected;  ///< Where the output projection writes.
 
   // Norm and RoPE.
-  std::function<double(double)> epsilon = [](double given) { return given; };
+  std::function<float(float, double)> norm_root = stage::norm_root;  ///< Of the mean of squares, and epsilon.
   std::function<bool(const Call&, std::int64_t)> normalises = stage::normalises;
   std::function<void(const Call&, Role, std::int64_t, std::int64_t, float*)> transform = stage::transform;
   std::function<RopeFrequencies(const attest_problem&, std::int64_t)> frequencies = stage::frequencies;
@@ -247,7 +254,9 @@ struct Hooks {
   // Quantised codes.
   std::function<float(const Call&, const Heads&, Storage, std::int64_t, std::int64_t)> token_scale = stage::token_scale;
   std::function<float(float)> used_scale = [](float x) { return x; };  ///< Before it divides or multiplies.
-  std::function<float(float, float)> dequantise = [](float code, float x) { return code * x; };
+  std::function<float(Role, bool, float, float)> dequantise = [](Role, bool, float code, float x) {
+    return code * x;
+  };  ///< Of a token of the step or of the cache.
 
   // The cache.
   std::function<bool(const Call&)> append_first = stage::append_first;  ///< Or after the attention.
@@ -262,19 +271,22 @@ struct Hooks {
 
   // Rows, and what they see.
   std::function<double(const attest_problem&, bool)> scale = stage::scale;
-  std::function<std::int64_t(const attest_problem&, std::int64_t)> kv_head = stage::kv_head;
+  std::function<std::int64_t(const attest_problem&, std::int64_t, bool)> kv_head = stage::kv_head;
   std::function<const float*(const Call&, const Sequence&, std::int64_t)> decode_query = stage::decode_query;
   std::function<std::int64_t(const Call&, const Sequence&, std::int64_t)> causal_end = stage::causal_end,
                                                                           window_begin = stage::window_begin,
                                                                           window_end = stage::window_end;
-  std::function<std::int64_t(const Call&, const Sequence&, std::int64_t)> tested_position = stage::tested_position;
+  std::function<bool(const Call&, KeyRange, std::int64_t)> sees = stage::sees;  ///< By position.
   std::function<KeyRange(const Call&, const Sequence&, const std::vector<Row>&)> walked = stage::walked;
   std::function<float(const Call&, const Sequence&, std::int64_t, std::int64_t, std::int64_t)> mask = stage::mask;
   std::function<float(const Call&, bool, float)> masked = [](const Call&, bool, float) {
     return minus_infinity;
-  };  ///< By position, or by this mask value.
+  };  ///< By position, or by this mask value; in the softmax's units.
 
   // Tiles of keys.
+  std::function<std::int64_t(const Numerics&, std::int64_t)> split_of = [](const Numerics& n, std::int64_t tile) {
+    return n.split_of(tile);
+  };
   std::function<bool(const Call&, const Sequence&, KeyRange, Role, std::int64_t)> loads = stage::loads;
   std::function<bool(const Call&, std::int64_t, std::int64_t)> arrives = [](const Call&, std::int64_t, std::int64_t) {
     return true;

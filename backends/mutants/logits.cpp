@@ -14,11 +14,6 @@ std::int64_t window_position(const Call& c, const Sequence& s, std::int64_t i) {
   return c.p.causal == ATTEST_CAUSAL_TOP_LEFT ? i : s.first_position + i;
 }
 
-/// In the softmax's units; what is finite stays so.
-float in_units(const Call& c, float x) {
-  return c.numerics.exp2 && x != minus_infinity ? std::max(x * c.numerics.units(), lowest) : x;
-}
-
 }  // namespace
 
 std::int64_t stage::causal_end(const Call& c, const Sequence& s, std::int64_t i) {
@@ -34,8 +29,8 @@ std::int64_t stage::window_end(const Call& c, const Sequence& s, std::int64_t i)
   return c.p.window_right < 0 ? s.total : window_position(c, s, i) + c.p.window_right + 1;
 }
 
-std::int64_t stage::tested_position(const Call& /*c*/, const Sequence& /*s*/, std::int64_t j) {
-  return j;
+bool stage::sees(const Call& /*c*/, KeyRange keys, std::int64_t j) {
+  return keys.begin <= j && j < keys.end;
 }
 
 KeyRange visible(const Call& c, const Sequence& s, std::int64_t i) {
@@ -62,10 +57,25 @@ float stage::cap(const Call& c, float logit) {
   return cap * (c.numerics.tanh_through_exp ? 1 - 2 / (std::exp(2 * x) + 1) : std::tanh(x));
 }
 
+float stage::unscaled(const Call& c, const Sequence& s, float dot) {
+  return c.numerics.scaling == Scaling::logit ? dot : dot / s.scale;
+}
+
+float stage::scaled(const Call& c, const Sequence& s, float dot) {
+  return c.numerics.scaling == Scaling::logit ? dot * s.scale : dot;
+}
+
+float stage::uncapped(const Call& c, const Sequence& s, float dot) {
+  return dot * ((c.numerics.scaling == Scaling::logit ? s.scale : 1) * c.numerics.units());
+}
+
 float stage::soften(const Call& c, const Sequence& s, float dot) {
-  const float scale = c.numerics.scaling == Scaling::logit ? s.scale : 1;
-  if (c.p.softcap > 0) return c.hooks.cap(c, dot * scale) * c.numerics.units();
-  return dot * (scale * c.numerics.units());
+  return c.p.softcap > 0 ? c.hooks.cap(c, scaled(c, s, dot)) * c.numerics.units() : uncapped(c, s, dot);
+}
+
+/// What is finite stays so.
+float stage::in_units(const Call& c, float logit) {
+  return c.numerics.exp2 && logit != minus_infinity ? std::max(logit * c.numerics.units(), lowest) : logit;
 }
 
 std::int64_t stage::distance(const Call& /*c*/, const Sequence& s, std::int64_t i, std::int64_t j) {
@@ -73,8 +83,7 @@ std::int64_t stage::distance(const Call& /*c*/, const Sequence& s, std::int64_t 
 }
 
 float logit(const Call& c, const Sequence& s, const Row& row, const float* key, std::int64_t j) {
-  const std::int64_t tested = c.hooks.tested_position(c, s, j);
-  const bool seen = row.keys.begin <= tested && tested < row.keys.end;
+  const bool seen = c.hooks.sees(c, row.keys, j);
   const float mask = c.step.mask == nullptr ? 0 : c.hooks.mask(c, s, row.head, row.i, j);
   if (!seen || mask == minus_infinity) return c.hooks.masked(c, !seen, mask);
   float x = c.hooks.soften(c, s, c.hooks.dot(c, row.query.data(), key));
@@ -82,7 +91,7 @@ float logit(const Call& c, const Sequence& s, const Row& row, const float* key, 
     const float slope = c.kernel.slopes[static_cast<std::size_t>(row.head)] * c.numerics.units();
     x -= slope * static_cast<float>(c.hooks.distance(c, s, row.i, j));
   }
-  return mask == 0 ? x : x + in_units(c, mask);
+  return mask == 0 ? x : x + stage::in_units(c, mask);
 }
 
 }  // namespace mutants

@@ -25,8 +25,13 @@ void merge(Call& c, const Sequence& s, const std::vector<Row>& rows, Partials& p
     if (!c.hooks.writes(empty)) continue;
     const std::int64_t token = c.query_token(s.b, rows[r].i), head = rows[r].head;
     float* const to = c.output.at(token, head);
-    for (std::size_t i = 0; i < output.sum.size(); ++i) to[i] = empty ? 0 : output[i] / sum[0];
-    *c.lse.at(token, head) = empty ? c.hooks.empty_lse() : largest + std::log(sum[0]);
+    float& lse = *c.lse.at(token, head);
+    for (std::size_t i = 0; i < output.size(); ++i) to[i] = empty ? 0 : output[i] / sum[0];
+    lse = empty ? c.hooks.empty_lse() : largest + std::log(sum[0]);
+    if (c.numerics.other_conventions) {
+      if (empty) std::fill_n(to, output.size(), std::numeric_limits<float>::quiet_NaN());
+      lse = empty ? -lse : lse * log2_e;
+    }
     c.written[static_cast<std::size_t>(token * c.p.query_heads + head)] = 1;
   }
 }

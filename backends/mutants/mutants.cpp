@@ -43,9 +43,17 @@ const auto& find(const char* option, const List& list, const std::string& name, 
 
 class Mutants {
  public:
+#ifdef ATTEST_MUTANTS_DECLARED
+  static constexpr const char* name = "mutants_declared";
+  static constexpr const char* declarations =
+      R"({"empty_lse": "+inf", "empty_output": "nan", "lse_base": "2", "determinism": ["d0", "d1", "d2", "d3"]})";
+  static constexpr bool other_conventions = true;
+#else
   static constexpr const char* name = "mutants";
-  static constexpr const char* version = "1.0";
   static constexpr const char* declarations = R"({"determinism": ["d0", "d1", "d2", "d3"]})";
+  static constexpr bool other_conventions = false;
+#endif
+  static constexpr const char* version = "1.0";
   static std::string description() {
     return "tiles, splits and online softmax in float, one thread; options: variant (correct ones), bug";
   }
@@ -55,6 +63,7 @@ class Mutants {
     if (!variant.empty()) {
       numerics_ = find("variant", variants(), variant, [](const Variant& v) { return v.name; }).numerics;
     }
+    numerics_.other_conventions = other_conventions;
     static const std::vector<Bug> known = all_bugs();
     std::string ids = options.take("bug", "");
     while (!ids.empty()) {

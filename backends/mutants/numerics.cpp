@@ -48,6 +48,8 @@ const std::vector<Variant>& variants() {
       {"splits_16", "tiles dealt to sixteen splits in turn", split_in(16)},
       {"extra_tiles", "also goes through tiles that are wholly masked",
        with([](Numerics& n) { n.extra_tiles = true; })},
+      {"fresh_from_step", "new tokens are attended from the step, not read back from the cache",
+       with([](Numerics& n) { n.fresh_from_step = true; })},
       {"reversed", "the last key first", with([](Numerics& n) { n.reversed = true; })},
       {"exp2", "logits in units of ln 2, the factor folded into the scale", with([](Numerics& n) { n.exp2 = true; })},
       {"two_passes", "the maximum first, then the weights", with([](Numerics& n) { n.two_passes = true; })},
@@ -112,6 +114,12 @@ void Sums::scale(float factor) {
   for (float& x : sum) x *= factor;
   for (float& x : low) x *= factor;
   for (double& x : wide_sum) x *= static_cast<double>(factor);
+}
+
+void Sums::set(std::size_t i, float value) {
+  sum[i] = value;
+  if (how == Summing::compensated) low[i] = 0;
+  if (how == Summing::wide) wide_sum[i] = static_cast<double>(value);
 }
 
 float dot_product(Dot how, const float* a, const float* b, std::int64_t n) {

@@ -11,6 +11,8 @@
 
 namespace mutants {
 
+constexpr float log2_e = 1.44269504088896341F;
+
 /// How a sum over many terms is formed.
 enum class Summing : std::uint8_t { plain, wide, compensated };
 /// How the terms of a dot product are added.
@@ -25,6 +27,7 @@ struct Numerics {
   std::int64_t split_tiles = 4;  ///< Neighbouring tiles that belong to one split.
   std::int64_t splits = 0;       ///< If not 0, blocks of tiles are dealt to this many splits in turn.
   bool extra_tiles = false;      ///< Also goes through tiles in which all is masked.
+  bool fresh_from_step = false;  ///< Attends to new tokens as the step brings them, not as they lie in the cache.
   bool reversed = false;         ///< The last key first.
 
   // Softmax.
@@ -42,6 +45,10 @@ struct Numerics {
   // Roundings that 16-bit kernels make (clause D1); nothing in a problem of f32.
   bool round_weights = false, round_kv = false, round_query = false, round_heads = false;
 
+  // What another convention wants (spec/conformance.md): of an empty row NaN and +inf, the LSE to base 2. Only of a
+  // library that declares it.
+  bool other_conventions = false;
+
   // Rotation and norm.
   bool angles_in_float = false, reciprocal_root = false;
 
@@ -51,7 +58,7 @@ struct Numerics {
   /// exp of a difference of logits.
   [[nodiscard]] float power(float x) const { return exp2 ? std::exp2(x) : std::exp(x); }
   /// Units of a logit in a nat: what all parts of a logit are multiplied by.
-  [[nodiscard]] float units() const { return exp2 ? 1.44269504088896341F : 1.0F; }
+  [[nodiscard]] float units() const { return exp2 ? log2_e : 1.0F; }
 };
 
 struct Variant {
@@ -80,15 +87,16 @@ class Sums {
     add(term, &one);
   }
   void scale(float factor);
+  /// For a fault that sums in its own way.
+  void set(std::size_t i, float value);
   [[nodiscard]] float operator[](std::size_t i) const {
     return how == Summing::wide ? static_cast<float>(wide_sum[i]) : sum[i];
   }
-
-  Summing how;
-  std::vector<float> sum;  ///< A fault may write here, with `plain` sums.
+  [[nodiscard]] std::size_t size() const { return sum.size(); }
 
  private:
-  std::vector<float> low;
+  Summing how;
+  std::vector<float> sum, low;
   std::vector<double> wide_sum;
 };
 

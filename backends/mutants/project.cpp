@@ -23,7 +23,7 @@ void multiply(const Kernel& k, const Linear& linear, std::int64_t first, std::in
       for (std::int64_t i = 0; i < linear.columns; ++i) gathered[static_cast<std::size_t>(i)] = elements[i * at.step];
       elements = gathered.data();
     }
-    const float bias = linear.bias[static_cast<std::size_t>(first + k.hooks.bias_row(row, head_width))];
+    const float bias = linear.bias[static_cast<std::size_t>(first + k.hooks.bias_row(row, rows, head_width))];
     y[row] = dot_product(k.numerics.dot, elements, x, linear.columns) + bias;
   }
 }
@@ -99,7 +99,7 @@ WeightRow stage::weight_row(std::int64_t /*rows*/, std::int64_t columns, std::in
   return {row * columns, 1};
 }
 
-std::int64_t stage::bias_row(std::int64_t row, std::int64_t /*width*/) {
+std::int64_t stage::bias_row(std::int64_t row, std::int64_t /*rows*/, std::int64_t /*width*/) {
   return row;
 }
 

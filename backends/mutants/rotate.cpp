@@ -30,12 +30,16 @@ bool stage::normalises(const Call& /*c*/, std::int64_t /*b*/) {
   return true;
 }
 
+float stage::norm_root(float mean, double epsilon) {
+  return std::sqrt(mean + static_cast<float>(epsilon));
+}
+
 void stage::normalise(const Call& c, Role role, std::int64_t b, float* head) {
   const std::vector<float>& weight = role == Role::query ? c.kernel.q_norm : c.kernel.k_norm;
   if (weight.empty() || !c.hooks.normalises(c, b)) return;
   const std::int64_t width = c.p.qk_head_dim;
   const float mean = dot_product(c.numerics.dot, head, head, width) / static_cast<float>(width);
-  const float root = std::sqrt(mean + static_cast<float>(c.hooks.epsilon(c.p.norm_epsilon)));
+  const float root = c.hooks.norm_root(mean, c.p.norm_epsilon);
   const float reciprocal = 1 / root;
   for (std::int64_t i = 0; i < width; ++i) {
     const float w = weight[static_cast<std::size_t>(i)];

@@ -25,7 +25,7 @@ void prefill(Call& c, const Sequence& s) {
       for (std::int64_t i = first; i < std::min(first + c.numerics.query_tile, s.queries); ++i) {
         rows.push_back(make_row(c, s, i, h, c.query.at(c.query_token(s.b, i), h)));
       }
-      attend_rows(c, s, c.hooks.kv_head(c.p, h), rows);
+      attend_rows(c, s, c.hooks.kv_head(c.p, h, false), rows);
     }
   }
 }
@@ -34,7 +34,7 @@ void decode(Call& c, const Sequence& s) {
   for (std::int64_t kv_head = 0; kv_head < c.p.kv_heads; ++kv_head) {
     std::vector<Row> rows;
     for (std::int64_t h = 0; h < c.p.query_heads; ++h) {
-      if (c.hooks.kv_head(c.p, h) == kv_head) rows.push_back(make_row(c, s, 0, h, c.hooks.decode_query(c, s, h)));
+      if (c.hooks.kv_head(c.p, h, true) == kv_head) rows.push_back(make_row(c, s, 0, h, c.hooks.decode_query(c, s, h)));
     }
     if (!rows.empty()) attend_rows(c, s, kv_head, rows);
   }
@@ -46,7 +46,7 @@ double stage::scale(const attest_problem& p, bool /*decode*/) {
   return p.scale != 0 ? p.scale : 1 / std::sqrt(static_cast<double>(p.qk_head_dim));
 }
 
-std::int64_t stage::kv_head(const attest_problem& p, std::int64_t h) {
+std::int64_t stage::kv_head(const attest_problem& p, std::int64_t h, bool /*decode*/) {
   return h / (p.query_heads / p.kv_heads);
 }
 

@@ -55,9 +55,12 @@ void stage::rescale(Row& row, float factor) {
   row.output.scale(factor);
 }
 
+float stage::weight_of_value(const Call& c, float weight) {
+  return c.numerics.round_weights ? round_to(storage_of(c.p.dtype), weight) : weight;
+}
+
 void stage::weigh(const Call& c, Row& row, float weight, const float* value) {
-  if (weight == 0) return;
-  row.output.add(c.numerics.round_weights ? round_to(storage_of(c.p.dtype), weight) : weight, value);
+  if (weight != 0) row.output.add(weight_of_value(c, weight), value);
 }
 
 void stage::update(const Call& c, std::vector<Row>& rows, const float* logits, const float* values, std::int64_t n) {

@@ -17,6 +17,10 @@ std::int64_t reserved(const Call& c, std::int64_t b) {
   }
 }
 
+void attend_from_step(Hooks& k) {
+  k.fresh = [](const Call& c, std::int64_t b, std::int64_t j) { return c.step.cache == nullptr || j >= c.past[b]; };
+}
+
 std::vector<Bug> all_bugs() {
   std::vector<Bug> all;
   for (const auto* area :

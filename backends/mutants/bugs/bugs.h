@@ -20,7 +20,7 @@
 namespace mutants {
 
 struct Bug {
-  std::string_view id;
+  std::string_view id;  ///< Of bugs.json: the bug's, or for another way in which it comes about `bug@realisation`.
   void (*put)(Hooks&);
 };
 
@@ -34,6 +34,9 @@ void wrap(Hook& hook, Fault fault) {
 
 /// Tokens for which a sequence has memory, in the cache or on the padded axis; more than its length.
 std::int64_t reserved(const Call& c, std::int64_t b);
+
+/// New tokens are attended from the step, so that only old ones are read from the cache.
+void attend_from_step(Hooks& k);
 
 extern const std::vector<Bug> scale_bugs, mask_bugs, window_bugs, softmax_bugs, feature_bugs, merge_bugs, cache_bugs,
     engine_bugs, paged_bugs, layout_bugs, projection_bugs, rope_bugs, quantised_bugs, interface_bugs;

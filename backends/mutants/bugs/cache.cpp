@@ -22,6 +22,23 @@ std::int64_t rank_of(const Call& c, std::int64_t b) {
   return rank;
 }
 
+/// All lengths before a step, as `length` of a sequence says.
+template <class Length>
+void take_lengths(Hooks& k, Length length) {
+  wrap(k.lengths, [length](auto& right, Call& c) {
+    right(c);
+    const Counts past = c.past;
+    for (std::int64_t b = 0; b < c.p.batch; ++b) c.past[b] = length(c, past, b);
+  });
+}
+
+/// New keys and values go to memory of sequence `sequence(c, b)`.
+template <class Sequence>
+void write_to(Hooks& k, Sequence sequence) {
+  wrap(k.write_slot,
+       [sequence](auto& right, const Call& c, std::int64_t b, std::int64_t t) { return right(c, sequence(c, b), t); });
+}
+
 bool is_cross(const Call& c, const Sequence& s) {
   return c.p.causal == ATTEST_CAUSAL_NONE && c.p.window_left < 0 && c.p.window_right < 0 && c.e.keys[s.b] != s.queries;
 }
@@ -53,11 +70,14 @@ const std::vector<Bug> cache_bugs{
 
     {"cache-len-axis",  // that of the heads
      [](Hooks& k) {
-       wrap(k.lengths, [](auto& right, Call& c) {
-         right(c);
-         for (std::int64_t b = 0; b < c.p.batch; ++b) {
-           if (c.past[b] > 0) c.past[b] = fitting(c, b, c.p.kv_heads);
-         }
+       take_lengths(k, [](const Call& c, const Counts& past, std::int64_t b) {
+         return past[b] == 0 ? 0 : fitting(c, b, c.p.kv_heads);
+       });
+     }},
+    {"cache-len-axis@channels",
+     [](Hooks& k) {
+       take_lengths(k, [](const Call& c, const Counts& past, std::int64_t b) {
+         return past[b] == 0 ? 0 : fitting(c, b, c.p.qk_head_dim);
        });
      }},
 
@@ -67,6 +87,26 @@ const std::vector<Bug> cache_bugs{
          Sequence s = right(c, b);
          if (c.p.cache != ATTEST_CACHE_NONE && s.total > 0) --s.total;
          return s;
+       });
+     }},
+
+    {"cache-len-off1@more",  // which a causal mask hides but in a decode step, which has none
+     [](Hooks& k) {
+       const auto has_more = [](const Call& c, const Sequence& s, std::int64_t total) {
+         return c.p.cache != ATTEST_CACHE_NONE && c.p.cache != ATTEST_CACHE_RING && total < reserved(c, s.b);
+       };
+       wrap(k.sequence, [has_more](auto& right, const Call& c, std::int64_t b) {
+         Sequence s = right(c, b);
+         if (has_more(c, s, s.total)) ++s.total;
+         return s;
+       });
+       wrap(k.causal_end, [has_more](auto& right, const Call& c, const Sequence& s, std::int64_t i) {
+         const bool open = s.decode && c.p.causal == ATTEST_CAUSAL_BOTTOM_RIGHT && has_more(c, s, s.total - 1);
+         return open ? s.total : right(c, s, i);
+       });
+       // The next slot, not what the step holds there.
+       wrap(k.fresh, [](auto& right, const Call& c, std::int64_t b, std::int64_t j) {
+         return right(c, b, j) && (c.step.cache == nullptr || j < c.past[b] + c.e.keys[b]);
        });
      }},
 
@@ -81,22 +121,21 @@ const std::vector<Bug> cache_bugs{
        });
      }},
 
-    {"cache-pos-stuck",
-     [](Hooks& k) {
-       wrap(k.lengths, [](auto& right, Call& c) {
-         right(c);
-         for (std::int64_t b = 0; b < c.p.batch; ++b) c.past[b] = 0;
-       });
-     }},
+    {"cache-pos-stuck", [](Hooks& k) { take_lengths(k, [](const Call&, const Counts&, std::int64_t) { return 0; }); }},
+    {"cache-pos-stuck@write",
+     [](Hooks& k) { k.append_position = [](const Call&, std::int64_t, std::int64_t n) { return n; }; }},
 
     {"cache-shared-len",  // that of the longest
      [](Hooks& k) {
-       wrap(k.lengths, [](auto& right, Call& c) {
-         right(c);
+       take_lengths(k, [](const Call& c, const Counts& past, std::int64_t b) {
          std::int64_t longest = 0;
-         for (std::int64_t b = 0; b < c.p.batch; ++b) longest = std::max(longest, c.past[b]);
-         for (std::int64_t b = 0; b < c.p.batch; ++b) c.past[b] = fitting(c, b, longest);
+         for (std::int64_t other = 0; other < c.p.batch; ++other) longest = std::max(longest, past[other]);
+         return fitting(c, b, longest);
        });
+     }},
+    {"cache-shared-len@first",
+     [](Hooks& k) {
+       take_lengths(k, [](const Call& c, const Counts& past, std::int64_t b) { return fitting(c, b, past[0]); });
      }},
 
     {"cache-stride",  // the batch's stride; in a pool of pages the head's
@@ -106,12 +145,16 @@ const std::vector<Bug> cache_bugs{
          return right(c, cache, Slot{0, slot.inner}, head, writing);
        });
      }},
+    {"cache-stride@head",
+     [](Hooks& k) {
+       wrap(k.element, [](auto& right, const Call& c, const auto& cache, Slot slot, std::int64_t, bool writing) {
+         return right(c, cache, slot, 0, writing);
+       });
+     }},
 
     {"cache-slot-map",  // sequences that append nothing are skipped when slots are counted
-     [](Hooks& k) {
-       wrap(k.write_slot,
-            [](auto& right, const Call& c, std::int64_t b, std::int64_t t) { return right(c, rank_of(c, b), t); });
-     }},
+     [](Hooks& k) { write_to(k, [](const Call& c, std::int64_t b) { return rank_of(c, b); }); }},
+    {"cache-slot-map@first", [](Hooks& k) { write_to(k, [](const Call&, std::int64_t) { return 0; }); }},
 
     {"cache-overread-chunk",  // how long the prompt will be nobody tells; it is taken to go on with one more chunk
      [](Hooks& k) {

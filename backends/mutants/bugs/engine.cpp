@@ -54,6 +54,60 @@ struct Shift {
   bool known = false;  ///< In this step.
 };
 
+/// Keys or values are kept in a cache of the engine's own, which nobody permutes.
+void keep_own(Hooks& k, Role kept) {
+  using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // sequence, token, head
+  const auto own = std::make_shared<std::map<Place, std::vector<float>>>();
+  wrap(k.fetch,
+       [=](auto& right, const Call& c, const Sequence& s, std::int64_t j, Role role, std::int64_t head, float* to) {
+         right(c, s, j, role, head, to);
+         if (role != kept || c.step.cache == nullptr || j >= c.past[s.b]) return;
+         const auto found = own->find({s.b, j, head});
+         if (found != own->end()) std::copy(found->second.begin(), found->second.end(), to);
+       });
+  wrap(k.finished, [=](auto& right, const Call& c) {
+    right(c);
+    const std::int64_t width = kept == Role::key ? c.p.qk_head_dim : c.p.v_head_dim;
+    for (std::int64_t b = 0; c.step.cache != nullptr && b < c.p.batch; ++b) {
+      const Sequence s = stage::sequence(c, b);
+      for (std::int64_t j = c.past[b]; j < s.total; ++j) {
+        for (std::int64_t head = 0; head < c.p.kv_heads; ++head) {
+          std::vector<float>& vector = (*own)[{b, j, head}];
+          vector.resize(static_cast<std::size_t>(width));
+          c.hooks.fetch(c, s, j, kept, head, vector.data());
+        }
+      }
+    }
+  });
+}
+
+/// What the attention reads is as it was captured; the append has its own arguments.
+void replay(Hooks& k, bool lengths, bool table) {
+  using Shape = std::pair<std::int64_t, std::int64_t>;
+  const auto graphs = std::make_shared<std::map<Shape, Capture>>();
+  wrap(k.lengths, [graphs](auto& right, Call& c) {
+    right(c);
+    graphs->try_emplace(shape_of(c), capture(c));
+  });
+  if (lengths) {
+    wrap(k.sequence, [graphs](auto& right, const Call& c, std::int64_t b) {
+      Sequence s = right(c, b);
+      s.total = graphs->at(shape_of(c)).past[b] + c.e.keys[b];
+      s.first_position = s.total - s.queries;
+      return s;
+    });
+  }
+  if (table) {
+    wrap(k.read_slot, [graphs](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
+      Slot slot = right(c, b, t);
+      const auto& pages = graphs->at(shape_of(c)).pages;
+      const auto page = pages.find({b, t / std::max<std::int64_t>(c.p.page_size, 1)});
+      if (page != pages.end()) slot.outer = page->second;
+      return slot;
+    });
+  }
+}
+
 }  // namespace
 
 const std::vector<Bug> engine_bugs{
@@ -84,31 +138,8 @@ const std::vector<Bug> engine_bugs{
        });
      }},
 
-    {"beam-no-reorder",  // V is kept in a cache of the engine's own, which nobody permutes
-     [](Hooks& k) {
-       using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // sequence, token, head
-       const auto own = std::make_shared<std::map<Place, std::vector<float>>>();
-       wrap(k.fetch, [own](auto& right, const Call& c, const Sequence& s, std::int64_t j, Role role, std::int64_t head,
-                           float* to) {
-         right(c, s, j, role, head, to);
-         if (role != Role::value || c.step.cache == nullptr || j >= c.past[s.b]) return;
-         const auto found = own->find({s.b, j, head});
-         if (found != own->end()) std::copy(found->second.begin(), found->second.end(), to);
-       });
-       wrap(k.finished, [own](auto& right, const Call& c) {
-         right(c);
-         for (std::int64_t b = 0; c.step.cache != nullptr && b < c.p.batch; ++b) {
-           const Sequence s = stage::sequence(c, b);
-           for (std::int64_t j = c.past[b]; j < s.total; ++j) {
-             for (std::int64_t head = 0; head < c.p.kv_heads; ++head) {
-               std::vector<float>& value = (*own)[{b, j, head}];
-               value.resize(static_cast<std::size_t>(c.p.v_head_dim));
-               c.hooks.fetch(c, s, j, Role::value, head, value.data());
-             }
-           }
-         }
-       });
-     }},
+    {"beam-no-reorder", [](Hooks& k) { keep_own(k, Role::value); }},
+    {"beam-no-reorder@keys", [](Hooks& k) { keep_own(k, Role::key); }},
 
     {"cache-alias",  // a sequence that holds the same keys as an earlier one is a fork of it, and takes its memory
      [](Hooks& k) {
@@ -148,36 +179,22 @@ const std::vector<Bug> engine_bugs{
        });
      }},
 
-    {"graph-stale",  // what the attention reads; the append has its own arguments
-     [](Hooks& k) {
-       using Shape = std::pair<std::int64_t, std::int64_t>;
-       const auto graphs = std::make_shared<std::map<Shape, Capture>>();
-       wrap(k.lengths, [graphs](auto& right, Call& c) {
-         right(c);
-         graphs->try_emplace(shape_of(c), capture(c));
-       });
-       wrap(k.sequence, [graphs](auto& right, const Call& c, std::int64_t b) {
-         Sequence s = right(c, b);
-         s.total = graphs->at(shape_of(c)).past[b] + c.e.keys[b];
-         s.first_position = s.total - s.queries;
-         return s;
-       });
-       wrap(k.read_slot, [graphs](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
-         Slot slot = right(c, b, t);
-         const auto& pages = graphs->at(shape_of(c)).pages;
-         const auto page = pages.find({b, t / std::max<std::int64_t>(c.p.page_size, 1)});
-         if (page != pages.end()) slot.outer = page->second;
-         return slot;
-       });
-     }},
+    {"graph-stale", [](Hooks& k) { replay(k, true, true); }},
+    {"graph-stale@lengths", [](Hooks& k) { replay(k, true, false); }},
+    {"graph-stale@table", [](Hooks& k) { replay(k, false, true); }},
 
-    {"mask-stale-plan",  // a problem has a mask in all its steps or in none; the first one's stays
+    {"mask-stale-plan",  // a problem has a mask in all its steps or in none; a row's first one stays
      [](Hooks& k) {
-       using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-       const auto first = std::make_shared<std::map<Place, float>>();
+       using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+       const auto first = std::make_shared<std::map<Place, std::vector<float>>>();
        wrap(k.mask,
             [first](auto& right, const Call& c, const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) {
-              return first->try_emplace({s.b, h, i, j}, right(c, s, h, i, j)).first->second;
+              const auto [row, is_new] = first->try_emplace({s.b, h, i});
+              for (std::int64_t n = 0; is_new && n < c.step.mask->shape[3]; ++n) {
+                row->second.push_back(right(c, s, h, i, n));
+              }
+              const auto column = static_cast<std::size_t>(j);
+              return column < row->second.size() ? row->second[column] : right(c, s, h, i, j);
             });
      }},
 };

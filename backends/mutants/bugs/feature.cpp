@@ -8,6 +8,20 @@
 namespace mutants {
 namespace {
 
+double power_of_two_up_to(double heads) {
+  return std::exp2(std::floor(std::log2(heads)));
+}
+
+/// The sink takes no part where `applies` says so.
+template <class Applies>
+void drop_sink(Hooks& k, Applies applies) {
+  const auto without = [applies](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
+    right(c, s, row, split == 0 && applies(s) ? -1 : split);
+  };
+  wrap(k.start, without);
+  wrap(k.finish, without);
+}
+
 /// Standard slopes 2^exponent(h); given ones stay.
 template <class Exponent>
 void standard_slopes(Hooks& k, Exponent exponent) {
@@ -27,15 +41,16 @@ const std::vector<Bug> feature_bugs{
     {"cap-dropped",  // in the decode path
      [](Hooks& k) {
        wrap(k.soften, [](auto& right, const Call& c, const Sequence& s, float dot) {
-         return s.decode ? dot * s.scale : right(c, s, dot);
+         return s.decode ? stage::uncapped(c, s, dot) : right(c, s, dot);
        });
      }},
+    {"cap-dropped@everywhere", [](Hooks& k) { k.soften = stage::uncapped; }},
 
     {"cap-after-mask",
      [](Hooks& k) {
        wrap(k.masked, [](auto& right, const Call& c, const auto&... at) {
          const float logit = right(c, at...);
-         return c.p.softcap > 0 ? c.hooks.cap(c, logit) : logit;
+         return c.p.softcap > 0 ? c.hooks.cap(c, logit) * c.numerics.units() : logit;
        });
      }},
 
@@ -47,7 +62,15 @@ const std::vector<Bug> feature_bugs{
     {"cap-prescale",
      [](Hooks& k) {
        wrap(k.soften, [](auto& right, const Call& c, const Sequence& s, float dot) {
-         return c.p.softcap > 0 ? c.hooks.cap(c, dot) * s.scale : right(c, s, dot);
+         if (c.p.softcap <= 0) return right(c, s, dot);
+         return c.hooks.cap(c, stage::unscaled(c, s, dot)) * s.scale * c.numerics.units();
+       });
+     }},
+    {"cap-prescale@log2",
+     [](Hooks& k) {
+       wrap(k.soften, [](auto& right, const Call& c, const Sequence& s, float dot) {
+         if (c.p.softcap <= 0) return right(c, s, dot);
+         return c.hooks.cap(c, stage::scaled(c, s, dot) * log2_e) / log2_e * c.numerics.units();
        });
      }},
 
@@ -67,6 +90,21 @@ const std::vector<Bug> feature_bugs{
        });
      }},
 
+    {"alibi-exponent@each-series",
+     [](Hooks& k) {
+       standard_slopes(k, [](double h, double heads) {
+         const double n = power_of_two_up_to(heads);
+         return h < n ? -8 * h / n : -8 * (h - n) / n;
+       });
+     }},
+    {"alibi-exponent@first-series",
+     [](Hooks& k) {
+       standard_slopes(k, [](double h, double heads) {
+         const double n = power_of_two_up_to(heads);
+         return h < n ? -8 * h / n : -4 * (2 * (h - n) + 1) / n;
+       });
+     }},
+
     {"alibi-decode-zero",
      [](Hooks& k) {
        wrap(k.distance, [](auto& right, const Call& c, const Sequence& s, std::int64_t i, std::int64_t j) {
@@ -74,24 +112,25 @@ const std::vector<Bug> feature_bugs{
        });
      }},
 
-    {"sink-dropped",
-     [](Hooks& k) {
-       wrap(k.start, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
-         right(c, s, row, split == 0 ? -1 : split);
-       });
-       wrap(k.finish, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
-         right(c, s, row, split == 0 ? -1 : split);
-       });
-     }},
+    {"sink-dropped", [](Hooks& k) { drop_sink(k, [](const Sequence&) { return true; }); }},
+    {"sink-dropped@prefill", [](Hooks& k) { drop_sink(k, [](const Sequence& s) { return !s.decode; }); }},
+    {"sink-dropped@decode", [](Hooks& k) { drop_sink(k, [](const Sequence& s) { return s.decode; }); }},
 
     {"sink-twice",  // in split 0, and in the first split that is not empty
      [](Hooks& k) {
-       wrap(k.start, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
+       const auto again = [](const Call& c, const Row& row, std::int64_t split) {
+         return !c.kernel.sinks.empty() && row.keys.begin != row.keys.end &&
+                split == c.hooks.split_of(c.numerics, row.keys.begin / c.numerics.key_tile);
+       };
+       wrap(k.start, [again](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
          right(c, s, row, split);
-         if (c.kernel.sinks.empty() || row.keys.begin == row.keys.end) return;
-         if (split != c.numerics.split_of(row.keys.begin / c.numerics.key_tile)) return;
+         if (c.numerics.sink_last || !again(c, row, split)) return;
          if (split != 0) right(c, s, row, 0);
          if (split == 0) row.sum.add(row.sum[0]);
+       });
+       wrap(k.finish, [again](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
+         right(c, s, row, split);
+         if (c.numerics.sink_last && again(c, row, split)) right(c, s, row, 0);
        });
      }},
 
@@ -104,9 +143,7 @@ const std::vector<Bug> feature_bugs{
 
     {"sink-max",
      [](Hooks& k) {
-       wrap(k.start, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
-         right(c, s, row, split == 0 ? -1 : split);
-       });
+       drop_sink(k, [](const Sequence&) { return true; });
        wrap(k.finish, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
          right(c, s, row, split);
          if (c.kernel.sinks.empty() || split != 0) return;

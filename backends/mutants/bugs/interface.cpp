@@ -58,7 +58,7 @@ const std::vector<Bug> interface_bugs{
        });
      }},
 
-    {"cache-scalar-len",  // the ABI's lengths are one a sequence; with pages the first is taken for all
+    {"cache-scalar-len",  // the ABI's lengths are one a sequence: the first is the scalar
      [](Hooks& k) {
        wrap(k.check, [](auto& right, const attest_problem& p, attest_step& step) {
          Extents e = right(p, step);
@@ -77,7 +77,21 @@ const std::vector<Bug> interface_bugs{
          p.scale = 0;
          *lost = p.kv_scale == ATTEST_KV_SCALE_PER_TENSOR || p.kv_scale == ATTEST_KV_SCALE_PER_HEAD;
        });
-       wrap(k.dequantise, [lost](auto& right, float code, float scale) { return *lost ? code : right(code, scale); });
+       wrap(k.dequantise, [lost](auto& right, Role role, bool fresh, float code, float scale) {
+         return *lost ? code : right(role, fresh, code, scale);
+       });
+     }},
+    {"arg-lost@scale",
+     [](Hooks& k) { wrap(k.problem, [](auto& right, attest_problem& p) { right(p), p.scale = 0; }); }},
+    {"arg-lost@alibi", [](Hooks& k) { k.slopes = [](const attest_problem&) { return std::vector<float>(); }; }},
+    {"arg-lost@window",
+     [](Hooks& k) {
+       k.window_begin = [](const Call&, const Sequence&, std::int64_t) { return 0; };
+       k.window_end = [](const Call&, const Sequence& s, std::int64_t) { return s.total; };
+     }},
+    {"arg-lost@mask",
+     [](Hooks& k) {
+       k.mask = [](const Call&, const Sequence&, std::int64_t, std::int64_t, std::int64_t) { return 0; };
      }},
 };
 

@@ -11,17 +11,44 @@ std::int64_t group(const attest_problem& p) {
   return p.query_heads / p.kv_heads;
 }
 
+void swap_order(Hooks& k) {
+  wrap(k.element, [](auto& right, const Call& c, const auto& cache, Slot slot, std::int64_t head, bool writing) {
+    if (writing) return right(c, cache, slot, head, writing);
+    const std::int64_t number = head * cache.shape(1) + slot.inner;
+    return right(c, cache, Slot{slot.outer, number / c.p.kv_heads}, number % c.p.kv_heads, writing);
+  });
+}
+
+/// h % Hk where `applies` says so of the path.
+template <class Applies>
+void heads_modulo(Hooks& k, Applies applies) {
+  wrap(k.kv_head, [applies](auto& right, const attest_problem& p, std::int64_t h, bool decode) {
+    return applies(decode) ? h % p.kv_heads : right(p, h, decode);
+  });
+}
+
+/// Key j of the repeated sequence is token `token(c, s, j)`.
+template <class Token>
+void repeat_sequence(Hooks& k, Token token) {
+  wrap(k.sequence, [](auto& right, const Call& c, std::int64_t b) {
+    Sequence s = right(c, b);
+    s.total *= group(c.p);
+    s.first_position = s.total - s.queries;
+    return s;
+  });
+  wrap(k.mask, [token](auto& right, const Call& c, const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) {
+    return right(c, s, h, i, token(c, s, j));
+  });
+  wrap(k.fetch, [token](auto& right, const Call& c, const Sequence& s, std::int64_t j, const auto&... rest) {
+    right(c, s, token(c, s, j), rest...);
+  });
+}
+
 }  // namespace
 
 const std::vector<Bug> layout_bugs{
-    {"layout-hnd-nhd",
-     [](Hooks& k) {
-       wrap(k.element, [](auto& right, const Call& c, const auto& cache, Slot slot, std::int64_t head, bool writing) {
-         if (writing) return right(c, cache, slot, head, writing);
-         const std::int64_t number = head * cache.shape(1) + slot.inner;
-         return right(c, cache, Slot{slot.outer, number / c.p.kv_heads}, number % c.p.kv_heads, writing);
-       });
-     }},
+    {"layout-hnd-nhd", swap_order},
+    {"layout-hnd-nhd@from-step", [](Hooks& k) { swap_order(k), attend_from_step(k); }},
 
     {"split-heads",
      [](Hooks& k) {
@@ -70,28 +97,28 @@ const std::vector<Bug> layout_bugs{
        };
      }},
 
-    {"gqa-modulo",
-     [](Hooks& k) { k.kv_head = [](const attest_problem& p, std::int64_t h) { return h % p.kv_heads; }; }},
+    {"gqa-modulo", [](Hooks& k) { heads_modulo(k, [](bool) { return true; }); }},
+    {"gqa-modulo@prefill", [](Hooks& k) { heads_modulo(k, [](bool decode) { return !decode; }); }},
+    {"gqa-modulo@decode", [](Hooks& k) { heads_modulo(k, [](bool decode) { return decode; }); }},
 
     {"gqa-wrong-divisor",
      [](Hooks& k) {
-       k.kv_head = [](const attest_problem& p, std::int64_t h) { return std::min(h / p.kv_heads, p.kv_heads - 1); };
+       k.kv_head = [](const attest_problem& p, std::int64_t h, bool) {
+         return std::min(h / p.kv_heads, p.kv_heads - 1);
+       };
+     }},
+    {"gqa-wrong-divisor@wrapped",
+     [](Hooks& k) {
+       k.kv_head = [](const attest_problem& p, std::int64_t h, bool) { return h / p.kv_heads % p.kv_heads; };
      }},
 
     {"gqa-repeat-seq",  // each token stands there for every head of the group
      [](Hooks& k) {
-       wrap(k.sequence, [](auto& right, const Call& c, std::int64_t b) {
-         Sequence s = right(c, b);
-         s.total *= group(c.p);
-         s.first_position = s.total - s.queries;
-         return s;
-       });
-       wrap(k.mask, [](auto& right, const Call& c, const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) {
-         return right(c, s, h, i, j / group(c.p));
-       });
-       wrap(k.fetch, [](auto& right, const Call& c, const Sequence& s, std::int64_t j, const auto&... rest) {
-         right(c, s, j / group(c.p), rest...);
-       });
+       repeat_sequence(k, [](const Call& c, const Sequence&, std::int64_t j) { return j / group(c.p); });
+     }},
+    {"gqa-repeat-seq@tiled",
+     [](Hooks& k) {
+       repeat_sequence(k, [](const Call& c, const Sequence& s, std::int64_t j) { return j % (s.total / group(c.p)); });
      }},
 
     {"gqa-packed-row",  // a prefill's rows are of one head
@@ -127,6 +154,20 @@ const std::vector<Bug> layout_bugs{
               const bool first = c.p.packed != 0 && c.step.cache != nullptr && role != Role::query;
               return right(c, role, tokens, first ? 0 : b, at...);
             });
+     }},
+
+    {"ragged-leak@all",  // a step that has a cache finds each sequence's keys there
+     [](Hooks& k) {
+       wrap(k.sequence, [](auto& right, const Call& c, std::int64_t b) {
+         Sequence s = right(c, b);
+         if (c.p.packed == 0 || c.step.cache != nullptr) return s;
+         s.total = c.e.key_tokens;
+         s.first_position += c.e.key_start[b];
+         return s;
+       });
+       wrap(k.fetch, [](auto& right, const Call& c, const Sequence& s, std::int64_t j, const auto&... rest) {
+         right(c, s, c.p.packed == 0 || c.step.cache != nullptr ? j : j - c.e.key_start[s.b], rest...);
+       });
      }},
 
     {"ragged-q-stride",

@@ -45,22 +45,36 @@ std::int64_t padded_offset(const Call& c) {
   return total - queries;
 }
 
+enum class In : std::uint8_t { all, prefill, decode };
+
+bool is_in(In where, const Sequence& s) {
+  return where == In::all || s.decode == (where == In::decode);
+}
+
+void move_causal_end(Hooks& k, std::int64_t by, In where) {
+  wrap(k.causal_end, [=](auto& right, const Call& c, const Sequence& s, std::int64_t i) {
+    return right(c, s, i) + (c.p.causal == ATTEST_CAUSAL_NONE || !is_in(where, s) ? 0 : by);
+  });
+}
+
+/// A boolean mask is read the other way round where `applies` says so.
+template <class Applies>
+void invert(Hooks& k, Applies applies) {
+  wrap(k.mask, [=](auto& right, const Call& c, const Sequence& s, const auto&... at) {
+    const float added = right(c, s, at...);
+    if (c.p.mask != ATTEST_MASK_BOOLEAN || !applies(c, s)) return added;
+    return added == 0 ? minus_infinity : 0.0F;
+  });
+}
+
 }  // namespace
 
 const std::vector<Bug> mask_bugs{
-    {"causal-plus1",
-     [](Hooks& k) {
-       wrap(k.causal_end, [](auto& right, const Call& c, const auto&... at) {
-         return right(c, at...) + (c.p.causal == ATTEST_CAUSAL_NONE ? 0 : 1);
-       });
-     }},
+    {"causal-plus1", [](Hooks& k) { move_causal_end(k, 1, In::all); }},  // a decode step has no key after its own
 
-    {"causal-strict",
-     [](Hooks& k) {
-       wrap(k.causal_end, [](auto& right, const Call& c, const auto&... at) {
-         return right(c, at...) - (c.p.causal == ATTEST_CAUSAL_NONE ? 0 : 1);
-       });
-     }},
+    {"causal-strict", [](Hooks& k) { move_causal_end(k, -1, In::all); }},
+    {"causal-strict@prefill", [](Hooks& k) { move_causal_end(k, -1, In::prefill); }},
+    {"causal-strict@decode", [](Hooks& k) { move_causal_end(k, -1, In::decode); }},
 
     {"causal-topleft-cached",
      [](Hooks& k) {
@@ -91,13 +105,10 @@ const std::vector<Bug> mask_bugs{
        });
      }},
 
-    {"mask-polarity",
-     [](Hooks& k) {
-       wrap(k.mask, [](auto& right, const Call& c, const auto&... at) {
-         const float added = right(c, at...);
-         return c.p.mask == ATTEST_MASK_BOOLEAN ? (added == 0 ? minus_infinity : 0.0F) : added;
-       });
-     }},
+    {"mask-polarity", [](Hooks& k) { invert(k, [](const Call&, const Sequence&) { return true; }); }},
+    {"mask-polarity@padding",
+     [](Hooks& k) { invert(k, [](const Call& c, const Sequence&) { return c.step.mask->shape[2] == 1; }); }},
+    {"mask-polarity@decode", [](Hooks& k) { invert(k, [](const Call&, const Sequence& s) { return s.decode; }); }},
 
     {"mask-rank3",  // the ABI's masks have four axes: of [1, H, Q, K] the second is taken for the batch
      [](Hooks& k) {
@@ -150,14 +161,22 @@ const std::vector<Bug> mask_bugs{
        });
      }},
 
-    {"mask-finite-sentinel", [](Hooks& k) { k.masked = [](const Call&, bool, float) { return -1e4F; }; }},
+    {"mask-finite-sentinel",
+     [](Hooks& k) { k.masked = [](const Call& c, bool, float) { return stage::in_units(c, -1e4F); }; }},
+    {"mask-finite-sentinel@maximum",
+     [](Hooks& k) {
+       wrap(k.start, [](auto& right, const Call& c, const Sequence& s, Row& row, std::int64_t split) {
+         right(c, s, row, split);
+         if (row.maximum == minus_infinity) row.maximum = stage::in_units(c, -5e4F);
+       });
+     }},
 
     {"mask-sum-overflow",  // with masks that are finite nobody guards against a maximum of -inf
      [](Hooks& k) {
        k.masked = [](const Call& c, bool by_position, float mask) {
          const float least = least_finite(c.p.dtype);
          const float planes = (by_position ? least : 0) + (mask == minus_infinity ? least : mask);
-         return round_to(storage_of(c.p.dtype), planes);
+         return stage::in_units(c, round_to(storage_of(c.p.dtype), planes));
        };
        k.reference = [](float maximum) { return maximum; };
      }},
@@ -167,7 +186,9 @@ const std::vector<Bug> mask_bugs{
        wrap(k.loads, [](auto& right, const Call& c, const Sequence& s, KeyRange walked, Role role, std::int64_t j) {
          return right(c, s, walked, role, j) || (role == Role::value && j >= walked.begin && j < reserved(c, s.b));
        });
-       k.weigh = [](const Call&, Row& row, float weight, const float* value) { row.output.add(weight, value); };
+       k.weigh = [](const Call& c, Row& row, float weight, const float* value) {
+         row.output.add(stage::weight_of_value(c, weight), value);
+       };
      }},
 
     {"empty-row-garbage", [](Hooks& k) { k.writes = [](bool empty) { return !empty; }; }},

@@ -23,6 +23,28 @@ bool hash_of_page(const Call& c, std::int64_t page) {
   return std::signbit((*c.keys.cache)(page, 0, 0, 0));
 }
 
+void ignore_table(Hooks& k) {
+  wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
+    if (!paged(c)) return right(c, b, t);
+    return Slot{c.page(b, 0) + t / c.p.page_size, t % c.p.page_size};
+  });
+}
+
+/// The allocator's pages are twice as large.
+void mix_sizes(Hooks& k) {
+  wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
+    if (!paged(c)) return right(c, b, t);
+    const std::int64_t size = 2 * c.p.page_size, slot = c.page(b, t / size) * c.p.page_size + t % size;
+    return Slot{slot / c.p.page_size, slot % c.p.page_size};
+  });
+}
+
+/// The page of the table's next entry in memory, -1 beyond its end.
+std::int64_t page_after(const Call& c, std::int64_t b, std::int64_t column) {
+  const std::int64_t columns = c.table.shape(1), number = b * columns + column + 1;
+  return number < c.table.shape(0) * columns ? c.table(number / columns, number % columns) : -1;
+}
+
 }  // namespace
 
 const std::vector<Bug> paged_bugs{
@@ -47,22 +69,11 @@ const std::vector<Bug> paged_bugs{
        });
      }},
 
-    {"page-contiguous",
-     [](Hooks& k) {
-       wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
-         if (!paged(c)) return right(c, b, t);
-         return Slot{c.page(b, 0) + t / c.p.page_size, t % c.p.page_size};
-       });
-     }},
+    {"page-contiguous", ignore_table},
+    {"page-contiguous@from-step", [](Hooks& k) { ignore_table(k), attend_from_step(k); }},
 
-    {"page-size-mix",  // the allocator's is twice as large
-     [](Hooks& k) {
-       wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
-         if (!paged(c)) return right(c, b, t);
-         const std::int64_t size = 2 * c.p.page_size, slot = c.page(b, t / size) * c.p.page_size + t % size;
-         return Slot{slot / c.p.page_size, slot % c.p.page_size};
-       });
-     }},
+    {"page-size-mix", mix_sizes},
+    {"page-size-mix@from-step", [](Hooks& k) { mix_sizes(k), attend_from_step(k); }},
 
     {"page-iter-stride",  // tiles of V have 64 channels: from the second one on the page is still the last tile's
      [](Hooks& k) {
@@ -81,7 +92,7 @@ const std::vector<Bug> paged_bugs{
      [](Hooks& k) {
        wrap(k.read_slot, [](auto& right, const Call& c, std::int64_t b, std::int64_t t) {
          if (!paged(c)) return right(c, b, t);
-         const std::int64_t prefetched = c.table(b, t / c.p.page_size + 1), pages = c.keys.cache->shape(0);
+         const std::int64_t prefetched = page_after(c, b, t / c.p.page_size), pages = c.keys.cache->shape(0);
          if (prefetched < 0 || prefetched >= pages) {
            throw std::runtime_error("illegal memory access: page " + std::to_string(prefetched));
          }

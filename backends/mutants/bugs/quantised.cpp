@@ -7,11 +7,52 @@
 #include "bugs.h"
 
 namespace mutants {
+namespace {
+
+/// A code is multiplied by `factor` of its scale where `applies` says so.
+template <class Factor, class Applies>
+void multiply_by(Hooks& k, Factor factor, Applies applies) {
+  wrap(k.dequantise, [=](auto& right, Role role, bool fresh, float code, float scale) {
+    return right(role, fresh, code, applies(role) ? factor(scale) : scale);
+  });
+}
+
+float one(float /*scale*/) {
+  return 1;
+}
+float square(float scale) {
+  return scale * scale;
+}
+bool each(Role /*role*/) {
+  return true;
+}
+bool is_key(Role role) {
+  return role == Role::key;
+}
+bool is_value(Role role) {
+  return role == Role::value;
+}
+
+/// What is fresh is read as it should be.
+void only_cached(Hooks& k) {
+  attend_from_step(k);
+  wrap(k.dequantise, [](auto& wrong, Role role, bool fresh, float code, float scale) {
+    return fresh ? code * scale : wrong(role, fresh, code, scale);
+  });
+}
+
+}  // namespace
 
 const std::vector<Bug> quantised_bugs{
-    {"kvq-dropped", [](Hooks& k) { k.dequantise = [](float code, float) { return code; }; }},
+    {"kvq-dropped", [](Hooks& k) { multiply_by(k, one, each); }},
+    {"kvq-dropped@from-step", [](Hooks& k) { multiply_by(k, one, each), only_cached(k); }},
+    {"kvq-dropped@keys", [](Hooks& k) { multiply_by(k, one, is_key); }},
+    {"kvq-dropped@values", [](Hooks& k) { multiply_by(k, one, is_value); }},
 
-    {"kvq-twice", [](Hooks& k) { k.dequantise = [](float code, float scale) { return code * scale * scale; }; }},
+    {"kvq-twice", [](Hooks& k) { multiply_by(k, square, each); }},
+    {"kvq-twice@from-step", [](Hooks& k) { multiply_by(k, square, each), only_cached(k); }},
+    {"kvq-twice@keys", [](Hooks& k) { multiply_by(k, square, is_key); }},
+    {"kvq-twice@values", [](Hooks& k) { multiply_by(k, square, is_value); }},
 
     {"kvq-floor", [](Hooks& k) { k.used_scale = [](float scale) { return std::max(scale, 1.0F); }; }},
 
@@ -43,7 +84,8 @@ const std::vector<Bug> quantised_bugs{
        k.scale_element = [](const View<float, 3>& scales, Slot slot, std::int64_t head) {
          const Slot at{std::clamp<std::int64_t>(slot.outer, 0, scales.shape(0) - 1),
                        std::clamp<std::int64_t>(slot.inner, 0, scales.shape(1) - 1)};
-         return (at.outer * scales.shape(1) + at.inner) * scales.shape(2) + head;
+         const std::int64_t heads = scales.shape(2);
+         return (at.outer * scales.shape(1) + at.inner) * heads + std::clamp<std::int64_t>(head, 0, heads - 1);
        };
      }},
 };

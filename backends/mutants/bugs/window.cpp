@@ -16,15 +16,30 @@ struct Rollback {
   std::int64_t written_ahead = 0;  ///< The write index less what it should be.
 };
 
+void move_window_begin(Hooks& k, std::int64_t by) {
+  wrap(k.window_begin, [by](auto& right, const Call& c, const auto&... at) {
+    return right(c, at...) + (c.p.window_left < 0 ? 0 : by);
+  });
+}
+
+/// The left bound, the right one or both are compared with a ring's slot number.
+void compare_slots(Hooks& k, bool left, bool right_too) {
+  wrap(k.sees, [=](auto& right, const Call& c, KeyRange keys, std::int64_t j) {
+    if (c.p.cache != ATTEST_CACHE_RING) return right(c, keys, j);
+    const std::int64_t slot = j % c.p.capacity;
+    return keys.begin <= (left ? slot : j) && (right_too ? slot : j) < keys.end;
+  });
+  wrap(k.walked, [](auto& right, const Call& c, const Sequence& s, const std::vector<Row>& rows) {
+    if (c.p.cache != ATTEST_CACHE_RING) return right(c, s, rows);
+    return KeyRange{std::max<std::int64_t>(c.past[s.b] - c.p.capacity, 0), s.total};
+  });
+}
+
 }  // namespace
 
 const std::vector<Bug> window_bugs{
-    {"window-off1",
-     [](Hooks& k) {
-       wrap(k.window_begin, [](auto& right, const Call& c, const auto&... at) {
-         return right(c, at...) + (c.p.window_left < 0 ? 0 : 1);
-       });
-     }},
+    {"window-off1", [](Hooks& k) { move_window_begin(k, 1); }},
+    {"window-off1@wider", [](Hooks& k) { move_window_begin(k, -1); }},
 
     {"window-no-right",
      [](Hooks& k) {
@@ -50,16 +65,9 @@ const std::vector<Bug> window_bugs{
        });
      }},
 
-    {"window-buffer-index",
-     [](Hooks& k) {
-       wrap(k.tested_position, [](auto& right, const Call& c, const Sequence& s, std::int64_t j) {
-         return c.p.cache == ATTEST_CACHE_RING ? j % c.p.capacity : right(c, s, j);
-       });
-       wrap(k.walked, [](auto& right, const Call& c, const Sequence& s, const std::vector<Row>& rows) {
-         if (c.p.cache != ATTEST_CACHE_RING) return right(c, s, rows);
-         return KeyRange{std::max<std::int64_t>(c.past[s.b] - c.p.capacity, 0), s.total};
-       });
-     }},
+    {"window-buffer-index", [](Hooks& k) { compare_slots(k, true, true); }},
+    {"window-buffer-index@window", [](Hooks& k) { compare_slots(k, true, false); }},
+    {"window-buffer-index@causal", [](Hooks& k) { compare_slots(k, false, true); }},
 
     {"ring-start",
      [](Hooks& k) {
@@ -70,7 +78,13 @@ const std::vector<Bug> window_bugs{
        });
      }},
 
-    {"ring-prefill-clobber", [](Hooks& k) { k.append_first = [](const Call&) { return true; }; }},
+    {"ring-prefill-clobber",
+     [](Hooks& k) {
+       k.append_first = [](const Call&) { return true; };
+       wrap(k.fresh, [](auto& right, const Call& c, const auto&... at) {
+         return c.p.cache != ATTEST_CACHE_RING && right(c, at...);
+       });
+     }},
 
     {"ring-trim-logical",
      [](Hooks& k) {
