@@ -26,6 +26,7 @@ struct Common {
   std::string program;          ///< What a person types to call this program, from any folder.
 };
 
+void add_bench_command(CLI::App& app, const Common& common, int& exit_code);
 void add_cases_command(CLI::App& app, const Common& common, int& exit_code);
 void add_golden_command(CLI::App& app, const Common& common, int& exit_code);
 void add_certify_command(CLI::App& app, const Common& common, int& exit_code);

@@ -55,6 +55,7 @@ int run(int argc, char** argv) {
   app.add_option("--suite", common.suite,
                  "Folder with cases/, golden/ and spec/ (default: the one this was built with)");
   int exit_code = attest::exit_ok;
+  attest::add_bench_command(app, common, exit_code);
   attest::add_certify_command(app, common, exit_code);
   attest::add_diagnose_command(app, common, exit_code);
   attest::add_cases_command(app, common, exit_code);

@@ -25,21 +25,24 @@ constexpr std::int64_t block_scores = 512 * 1024;
 
 }  // namespace
 
-Attention::Attention(const attest_problem& problem, int threads)
+Attention::Attention(const attest_problem& problem, int threads, const RowKernels& kernels)
     : kv_heads_(problem.kv_heads),
       group_(problem.query_heads / problem.kv_heads),
       qk_dim_(problem.qk_head_dim),
       v_dim_(problem.v_head_dim),
       problem_(problem),
       logits_(problem),
+      decode_(problem, threads, kernels),
       scratch_(static_cast<std::size_t>(threads)) {
   if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
 }
 
 void Attention::run(const Step& step) {
+  decode_.run(step);
   std::vector<Task> tasks;
   std::int64_t space = 0, multiply_adds = 0;
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
+    if (decode_.takes(step, b)) continue;
     const std::int64_t queries = step.extents.queries[b], keys = std::max<std::int64_t>(step.extents.total(b), 1);
     const std::int64_t rows = std::min(block_rows, block_scores / keys);
     const std::int64_t tokens = std::max<std::int64_t>(1, rows / group_);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over f32 heads: two sgemm calls and a softmax per block of queries.
+// Attention over f32 heads: two sgemm calls and a softmax per block of queries, or flash_decode.h's way for few of
+// them.
 #pragma once
 
 #include <attest/backend.hpp>
@@ -7,26 +8,18 @@
 #include <optional>
 #include <vector>
 
+#include "attention_step.h"
+#include "flash_decode.h"
 #include "heads.h"
-#include "kv.h"
 #include "logits.h"
 
 namespace attest::onednn {
 
 class Attention {
  public:
-  Attention(const attest_problem& problem, int threads);
+  Attention(const attest_problem& problem, int threads, const RowKernels& kernels);
 
-  /// Query tokens [0, queries[b]) attend to positions [0, total[b]) of sequence b. Nothing beyond either is read or
-  /// written, so it may be NaN. `query` and `output` are f32.
-  struct Step {
-    const Heads& query;
-    const KvRows &key, &value;
-    const Mask& mask;
-    const abi::Extents& extents;
-    const Heads& output;
-    const std::optional<abi::Tokens>& lse;
-  };
+  using Step = AttentionStep;
   /// Throws if oneDNN refuses a product.
   void run(const Step& step);
 
@@ -43,6 +36,7 @@ class Attention {
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;
   attest_problem problem_;
   Logits logits_;
+  FlashDecode decode_;
   std::optional<abi::View<const float, 1>> sinks_;
   std::vector<Scratch> scratch_;  ///< One a thread.
 };

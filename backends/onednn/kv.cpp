@@ -33,7 +33,8 @@ CachedHeads::CachedHeads(const attest_problem& problem, const attest_cache& cach
     : slots_(problem, cache),
       codes_(tensor, problem.cache_fp8),
       scaled_(scale != nullptr),
-      scale_per_token_(problem.kv_scale == ATTEST_KV_SCALE_PER_TOKEN) {
+      scale_per_token_(problem.kv_scale == ATTEST_KV_SCALE_PER_TOKEN),
+      even_(problem.cache == ATTEST_CACHE_PAGED ? problem.page_size : problem.capacity) {
   if (scale != nullptr) scales_ = abi::scale_view(problem, *scale);
 }
 
@@ -63,6 +64,22 @@ Matrix KvRows::matrix(std::int64_t b, std::int64_t head, std::int64_t first, std
     }
   }
   return {space, width, rows};
+}
+
+const char** KvRows::rows(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end,
+                          const char** to) const {
+  const std::int64_t past = past_[b];
+  while (first < end && first < past) {
+    const char* row = static_cast<const char*>(cache_->at(cache_->slot(b, first), head));
+    const std::int64_t stop = std::min({end, past, first + cache_->run(first)});
+    for (; first < stop; ++first, row += cache_->slot_bytes()) *to++ = row;
+  }
+  for (; first < end; ++first) *to++ = static_cast<const char*>(fresh_.at(b, first - past, head));
+  return to;
+}
+
+void KvRows::scales(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {
+  for (; first < end; ++first) *to++ = first < past_[b] ? cache_->scale(cache_->slot(b, first), head) : 1;
 }
 
 KvSide::KvSide(const attest_problem& problem, Intake intake) : problem_(problem), intake_(std::move(intake)) {}

@@ -35,7 +35,14 @@ class CachedHeads {
   void set_scale(abi::Slot slot, std::int64_t head, float scale) const {
     scales_(slot.outer, slot.inner, head) = scale;
   }
+  [[nodiscard]] bool scaled() const { return scaled_; }
   [[nodiscard]] bool scale_per_token() const { return scale_per_token_; }
+  /// How many positions from this one on, itself included, lie evenly at `slot_bytes`.
+  [[nodiscard]] std::int64_t run(std::int64_t position) const { return even_ - position % even_; }
+  [[nodiscard]] bool heads_adjacent() const { return codes_.stride(2) < codes_.stride(1); }
+  [[nodiscard]] std::int64_t slot_bytes() const {
+    return codes_.stride(1) * static_cast<std::int64_t>(abi::bytes_of(codes_.storage()));
+  }
   [[nodiscard]] Storage storage() const { return codes_.storage(); }
   [[nodiscard]] std::int64_t channel_stride() const { return codes_.stride(3); }
 
@@ -44,6 +51,7 @@ class CachedHeads {
   abi::NumberView<4> codes_;
   abi::View<float, 3> scales_;
   bool scaled_, scale_per_token_;
+  std::int64_t even_;  ///< Slots of a page or of a sequence.
 };
 
 /// Rows of f32, `leading` elements apart.
@@ -63,6 +71,23 @@ class KvRows {
                               float* space) const;
   /// Floats that `space` must have.
   [[nodiscard]] std::int64_t space() const;
+
+  // Row by row, as they are stored: positions before past(b) as `cached_storage`, the others as f32.
+
+  /// Whether every row's channels are adjacent.
+  [[nodiscard]] bool rows_adjacent() const {
+    return fresh_.channels_adjacent() && (!cache_ || cache_->channel_stride() == 1 || fresh_.width == 1);
+  }
+  /// Whether a token's heads lie closer together than a head's tokens.
+  [[nodiscard]] bool heads_adjacent() const { return cache_ ? cache_->heads_adjacent() : fresh_.head < fresh_.token; }
+  [[nodiscard]] std::int64_t past(std::int64_t b) const { return past_[b]; }
+  [[nodiscard]] Storage cached_storage() const { return cache_->storage(); }
+  /// Writes where each row [first, end) begins to `to`, and answers the end of what it wrote.
+  const char** rows(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, const char** to) const;
+  /// Whether cached rows are codes, to be multiplied by `scales`.
+  [[nodiscard]] bool scaled() const { return cache_ && cache_->scaled(); }
+  /// Writes each row's scale to `to`; 1 for rows that are no codes.
+  void scales(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const;
 
  private:
   Heads fresh_;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The oneDNN CPU backend. It computes in f32 and converts at the border. This file holds what the suite talks to and
 // the order of a step: intake.h makes f32 heads of what a step is given, kv.h joins them with the cache, attention.h
-// and projection.h do the work; heads.h says where heads lie.
+// and projection.h do the work, flash_decode.h that of decode steps, with kernels of our own (rows.h); heads.h says
+// where heads lie.
 #include <omp.h>
 
 #include <attest/backend.hpp>
@@ -17,6 +18,7 @@
 #include "intake.h"
 #include "kv.h"
 #include "projection.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace attest::onednn {
@@ -70,10 +72,11 @@ class OneDnn {
   static std::string version() { return library_version(); }
   static std::string description() {
     return "oneDNN " + library_version() + ", sgemm over query blocks and matmul projections, f32 inside, " +
-           runtime_name() + " runtime, " + isa_name();
+           runtime_name() + " runtime, " + isa_name() + "; flash decoding, " + row_kernels().front()->name;
   }
 
-  explicit OneDnn(abi::Options& options) : threads_(options.take_count("threads", omp_get_max_threads())) {}
+  explicit OneDnn(abi::Options& options)
+      : threads_(options.take_count("threads", omp_get_max_threads())), kernels_(kernels(options.take("rows", ""))) {}
 
   class Plan {
    public:
@@ -86,7 +89,7 @@ class OneDnn {
                          RopeNorm(problem, problem.k_norm_weight)}),
           value_(problem, {problem.kv_heads, problem.v_head_dim, projection(backend, problem.v_weight, problem.v_bias),
                            std::nullopt}),
-          attention_(problem, threads_),
+          attention_(problem, threads_, *backend.kernels_),
           out_(projection(backend, problem.out_weight, problem.out_bias)) {}
 
     void run(const attest_step& step) {
@@ -187,7 +190,18 @@ class OneDnn {
   };
 
  private:
+  /// Option `rows`: the kernels of decode steps, for tests; by default the best ones.
+  static const RowKernels* kernels(const std::string& wanted) {
+    std::string known;
+    for (const RowKernels* const each : row_kernels()) {
+      if (wanted.empty() || wanted == each->name) return each;
+      known += std::string(known.empty() ? "" : ", ") + each->name;
+    }
+    throw abi::Invalid("option rows: got \"" + wanted + "\", wanted one of " + known);
+  }
+
   int threads_;
+  const RowKernels* kernels_;
   dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
 };
 

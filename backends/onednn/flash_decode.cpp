@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "flash_decode.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "convert.h"
+#include "threads.h"
+
+namespace attest::onednn {
+
+namespace {
+
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// Queries of a sequence times query heads of a group. With more, each row is multiplied so often that blocked matrix
+// products win.
+constexpr std::int64_t most_rows = 32;
+constexpr std::int64_t most_queries = 8;
+
+// Keys of a chunk, the unit that threads share: so many rows of keys are read, then so many of values, for memory likes
+// long runs. It does not depend on the number of threads, nor on the batch, so neither do the results.
+constexpr std::int64_t chunk_keys = 256;
+constexpr std::int64_t leading = chunk_keys + row_padding;
+
+// Where the heads of a token lie side by side, so many keys are read of one head before the next one's turn: the memory
+// between two rows of a head is not left for later, when its pages would have to be opened again.
+constexpr std::int64_t tile_keys = 16;
+// Bytes of neighbouring heads that are taken together: a page.
+constexpr std::int64_t bytes_at_once = 4096;
+
+/// All keys that any of the queries sees: from the first one's to the last one's.
+abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
+  const std::int64_t begin = abi::visible_keys(problem, 0, queries, total).begin;
+  return {begin, std::max(begin, abi::visible_keys(problem, queries - 1, queries, total).end)};
+}
+
+void multiply(float* to, std::int64_t count, const float* factors) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] *= factors[i];
+}
+
+/// Calls visit(head, rows, at) for each tile of a chunk's rows: heads [head, head + heads) in turn, keys [first + at,
+/// ...) of one storage. `row`: what `list` made.
+template <class Visit>
+void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t heads, std::int64_t first,
+               std::int64_t end, const char* const* row, Visit&& visit) {
+  for (std::int64_t from = first; from < end; from += tile_keys) {
+    const std::int64_t to = std::min(from + tile_keys, end), count = to - from;
+    const std::int64_t cached = std::clamp(of.past(b), from, to) - from;
+    for (std::int64_t h = 0; h < heads; ++h, row += count) {
+      if (cached > 0) visit(h, RowBlock{of.cached_storage(), row, cached, width}, from - first);
+      if (cached < count) visit(h, RowBlock{Storage::f32, row + cached, count - cached, width}, from - first + cached);
+    }
+  }
+}
+
+/// The rows in the order of `each_tile`; answers the end of what it wrote.
+const char** list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t heads, std::int64_t first,
+                  std::int64_t end, const char** to) {
+  for (std::int64_t from = first; from < end; from += tile_keys) {
+    for (std::int64_t h = 0; h < heads; ++h) to = of.rows(b, head + h, from, std::min(from + tile_keys, end), to);
+  }
+  return to;
+}
+
+}  // namespace
+
+FlashDecode::FlashDecode(const attest_problem& problem, int threads, const RowKernels& kernels)
+    : problem_(problem),
+      group_(problem.query_heads / problem.kv_heads),
+      qk_dim_(problem.qk_head_dim),
+      v_dim_(problem.v_head_dim),
+      kernels_(kernels),
+      logits_(problem),
+      spaces_(static_cast<std::size_t>(threads)) {
+  if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
+}
+
+bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
+  const std::int64_t queries = step.extents.queries[b];
+  return queries <= most_queries && queries * group_ <= most_rows && step.key.rows_adjacent() &&
+         step.value.rows_adjacent();
+}
+
+/// KV heads of a chunk, where the step has `tasks` of one head. No result depends on it.
+std::int64_t FlashDecode::heads_at_once(const AttentionStep& step, std::int64_t tasks) const {
+  if (!step.key.heads_adjacent() || !step.value.heads_adjacent()) return 1;
+  const std::int64_t row = qk_dim_ * problem_.cache_dtype.bits / 8;
+  // Every thread shall have a few chunks.
+  const std::int64_t most = tasks / (4 * static_cast<std::int64_t>(spaces_.size()));
+  return std::max<std::int64_t>(1, std::min({problem_.kv_heads, bytes_at_once / std::max<std::int64_t>(row, 1), most}));
+}
+
+/// Lists the chunks, and answers how many rows their parts have.
+std::int64_t FlashDecode::cut(const AttentionStep& step) {
+  chunks_.clear();
+  wholes_.clear();
+  std::int64_t place = 0, tasks = 0;
+  for (std::int64_t b = 0; b < problem_.batch; ++b) {
+    const std::int64_t queries = step.extents.queries[b], total = step.extents.total(b), rows = queries * group_;
+    if (queries == 0 || !takes(step, b)) continue;
+    // A sequence without visible keys has one empty chunk, so that its rows get a result.
+    const abi::KeyRange seen = seen_by_any(problem_, queries, total);
+    const std::int64_t count = std::max<std::int64_t>(1, (seen.end - seen.begin + chunk_keys - 1) / chunk_keys);
+    for (std::int64_t h = 0; h < problem_.kv_heads; ++h) {
+      wholes_.push_back({b, h, rows, place + h * rows, count, problem_.kv_heads * rows, count});
+    }
+    place += count * problem_.kv_heads * rows;
+    tasks += count * problem_.kv_heads;
+  }
+  const std::int64_t at_once = heads_at_once(step, tasks);
+  for (std::size_t i = 0; i < wholes_.size(); i += static_cast<std::size_t>(problem_.kv_heads)) {
+    const Whole& whole = wholes_[i];
+    const std::int64_t b = whole.sequence;
+    const abi::KeyRange seen = seen_by_any(problem_, step.extents.queries[b], step.extents.total(b));
+    for (std::int64_t n = 0; n < whole.count; ++n) {
+      const std::int64_t first = seen.begin + n * chunk_keys, end = std::min(first + chunk_keys, seen.end);
+      for (std::int64_t h = 0; h < problem_.kv_heads; h += at_once) {
+        chunks_.push_back({b, h, std::min(at_once, problem_.kv_heads - h), first, end, whole.rows,
+                           whole.place + n * whole.apart + h * whole.rows, i + static_cast<std::size_t>(h)});
+      }
+    }
+  }
+  return place;
+}
+
+void FlashDecode::run(const AttentionStep& step) {
+  const std::int64_t rows = cut(step);
+  if (rows == 0) return;
+  parts_.resize(static_cast<std::size_t>(rows));
+  (void)blended_.get(rows * padded(v_dim_));
+  std::int64_t multiply_adds = 0, most_taken = 0, most_heads = 0;
+  for (const Chunk& chunk : chunks_) {
+    multiply_adds += chunk.heads * chunk.rows * (chunk.end - chunk.first) * (qk_dim_ + v_dim_);
+    most_taken = std::max(most_taken, chunk.heads * chunk.rows);
+    most_heads = std::max(most_heads, chunk.heads);
+  }
+  const auto chunks = static_cast<std::int64_t>(chunks_.size());
+  const int threads =
+      static_cast<int>(std::min<std::int64_t>(chunks, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
+  // What may fail for lack of memory comes first: an exception must not leave a parallel region.
+  for (int i = 0; i < threads; ++i) {
+    Workspace& space = spaces_[static_cast<std::size_t>(i)];
+    (void)space.floats.get(most_taken * (padded(qk_dim_) + leading) + leading);
+    space.rows.resize(static_cast<std::size_t>(2 * most_heads * chunk_keys + rows_ahead));
+  }
+  // One parallel loop: waiting for each other twice would cost more than it saves where the step is short.
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (std::int64_t n = 0; n < chunks; ++n) {
+    const Chunk& chunk = chunks_[static_cast<std::size_t>(n)];
+    attend(step, chunk, spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
+    for (std::size_t i = chunk.whole; i < chunk.whole + static_cast<std::size_t>(chunk.heads); ++i) {
+      if (std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel) == 1) join(step, wholes_[i]);
+    }
+  }
+}
+
+/// Row r of a head is query token r / group of the group's head r % group: the whole group shares each pass over its
+/// keys.
+void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Workspace& space) {
+  const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
+  const std::int64_t first = chunk.first, end = chunk.end, count = end - first;
+  float* const query = space.floats.get(0);
+  float* const products = query + all * wide;
+  float* const factors = products + all * leading;
+  for (std::int64_t r = 0; r < all; ++r) {
+    const std::int64_t head = (chunk.kv_head + r / rows) * group_ + r % rows % group_;
+    const float* const from = step.query.floats(b, r % rows / group_, head);
+    decode(Storage::f32, from, step.query.channel, qk_dim_, 1, query + r * wide);
+    std::fill(query + r * wide + qk_dim_, query + (r + 1) * wide, 0.0f);
+    parts_[static_cast<std::size_t>(chunk.place + r)] = {minus_infinity, 0};
+  }
+  float* const blended = blended_.get(0) + chunk.place * padded(v_dim_);
+  std::fill(blended, blended + all * padded(v_dim_), 0.0f);
+  if (count <= 0) return;
+
+  // All rows in the order in which they are read, so that the next ones can be fetched.
+  const char** const keys = space.rows.data();
+  const char** const values = list(step.key, b, chunk.kv_head, chunk.heads, first, end, keys);
+  const char** const last = list(step.value, b, chunk.kv_head, chunk.heads, first, end, values);
+  std::fill(last, last + rows_ahead, last[-1]);
+
+  const auto scale = [&](const KvRows& of) {
+    if (!of.scaled()) return;
+    for (std::int64_t h = 0; h < chunk.heads; ++h) {
+      of.scales(b, chunk.kv_head + h, first, end, factors);
+      for (std::int64_t r = h * rows; r < (h + 1) * rows; ++r) multiply(products + r * leading, count, factors);
+    }
+  };
+  each_tile(step.key, qk_dim_, b, chunk.heads, first, end, keys,
+            [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
+              kernels_.multiply(block, query + h * rows * wide, rows, products + h * rows * leading + at, leading);
+            });
+  scale(step.key);
+  weigh(step, chunk, products, factors);
+  scale(step.value);
+  each_tile(step.value, v_dim_, b, chunk.heads, first, end, values,
+            [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
+              kernels_.blend(block, products + h * rows * leading + at, leading, rows,
+                             blended + h * rows * padded(v_dim_));
+            });
+}
+
+/// Turns the products into weights relative to the row's largest logit.
+void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space) {
+  const std::int64_t b = chunk.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
+  for (std::int64_t r = 0; r < chunk.heads * chunk.rows; ++r) {
+    const std::int64_t i = r % chunk.rows / group_,
+                       head = (chunk.kv_head + r / chunk.rows) * group_ + r % chunk.rows % group_;
+    float* const row = products + r * leading;
+    const abi::KeyRange range = abi::visible_keys(problem_, i, queries, total);
+    const std::int64_t begin = std::clamp(range.begin, chunk.first, chunk.end);
+    const std::int64_t end = std::clamp(range.end, begin, chunk.end), before = begin - chunk.first;
+    std::fill(row, row + before, 0.0f);
+    const LogitRow logits{b, head, i, total - queries + i, begin, end - begin};
+    const float scale = logits_.finish(logits, step.mask, row + before, space);
+    const RowSum seen = kernels_.exponentials(row + before, end - begin, scale, minus_infinity);
+    std::fill(row + (end - chunk.first), row + (chunk.end - chunk.first), 0.0f);
+    parts_[static_cast<std::size_t>(chunk.place + r)] = {seen.largest, seen.sum};
+  }
+}
+
+/// Joins the parts of a sequence and KV head (clause E2), in the order of their keys.
+void FlashDecode::join(const AttentionStep& step, const Whole& whole) {
+  const auto part = [&](std::int64_t n, std::int64_t r) -> const Part& {
+    return parts_[static_cast<std::size_t>(whole.place + n * whole.apart + r)];
+  };
+  for (std::int64_t r = 0; r < whole.rows; ++r) {
+    const std::int64_t i = r / group_, head = whole.kv_head * group_ + r % group_;
+    float largest = sinks_ ? (*sinks_)(head) : minus_infinity;
+    for (std::int64_t n = 0; n < whole.count; ++n) largest = std::max(largest, part(n, r).largest);
+    const bool finite = largest > minus_infinity;
+    const auto share = [&](float logit) { return finite ? std::exp(static_cast<double>(logit - largest)) : 0; };
+    double sum = sinks_ ? share((*sinks_)(head)) : 0;
+    for (std::int64_t n = 0; n < whole.count; ++n) sum += part(n, r).sum * share(part(n, r).largest);
+
+    float* const to = step.output.floats(whole.sequence, i, head);
+    for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] = 0;
+    for (std::int64_t n = 0; n < whole.count && sum > 0; ++n) {
+      const auto factor = static_cast<float>(share(part(n, r).largest) / sum);
+      const float* const blended = blended_.get(0) + (whole.place + n * whole.apart + r) * padded(v_dim_);
+      for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] += factor * blended[c];
+    }
+    if (step.lse) {
+      step.lse->set(static_cast<float>(static_cast<double>(largest) + std::log(sum)), whole.sequence, i, head, 0);
+    }
+  }
+}
+
+}  // namespace attest::onednn

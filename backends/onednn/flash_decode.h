@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of a few queries over many keys, where reading the cache is the work: keys and values are read once, where
+// they lie and as they are stored, for all query heads that share them, with an online softmax.
+#pragma once
+
+#include <attest/backend.hpp>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "attention_step.h"
+#include "logits.h"
+#include "rows.h"
+
+namespace attest::onednn {
+
+class FlashDecode {
+ public:
+  FlashDecode(const attest_problem& problem, int threads, const RowKernels& kernels);
+
+  /// Whether this is the way for a sequence; any other takes blocks of queries (attention.h). Its neighbours have no
+  /// say in that, so that its bits do not depend on them.
+  [[nodiscard]] bool takes(const AttentionStep& step, std::int64_t b) const;
+  /// Attends for the sequences that it takes.
+  void run(const AttentionStep& step);
+
+ private:
+  /// Keys [first, end) of a sequence, for KV heads [kv_head, kv_head + heads) and all queries of their groups: `rows`
+  /// rows a head. Their results are rows of the parts, from `place` on, head by head.
+  struct Chunk {
+    std::int64_t sequence, kv_head, heads, first, end, rows, place;
+    std::size_t whole;  ///< Of its first head; the others' follow.
+  };
+  /// The parts of a sequence and KV head: `count` times `rows` rows, from `place` on, `apart` apart.
+  struct Whole {
+    std::int64_t sequence, kv_head, rows, place, count, apart;
+    std::int64_t left;  ///< Parts still to come: who brings the last one joins them.
+  };
+  /// One row's result over one chunk, but for its blend.
+  struct Part {
+    float largest;  ///< Logit; -infinity where the row sees nothing.
+    double sum;     ///< Of exp(logit - largest).
+  };
+  struct Workspace {
+    Scratch floats;
+    std::vector<const char*> rows;
+  };
+
+  std::int64_t cut(const AttentionStep& step);
+  [[nodiscard]] std::int64_t heads_at_once(const AttentionStep& step, std::int64_t tasks) const;
+  void attend(const AttentionStep& step, const Chunk& chunk, Workspace& space);
+  void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);
+  void join(const AttentionStep& step, const Whole& whole);
+
+  attest_problem problem_;
+  std::int64_t group_, qk_dim_, v_dim_;
+  const RowKernels& kernels_;
+  Logits logits_;
+  std::optional<abi::View<const float, 1>> sinks_;
+  std::vector<Chunk> chunks_;
+  std::vector<Whole> wholes_;
+  std::vector<Part> parts_;
+  Scratch blended_;                ///< The parts' sums of weighted values, padded(v_dim_) floats each.
+  std::vector<Workspace> spaces_;  ///< One a thread.
+};
+
+}  // namespace attest::onednn

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two products of a decode step over rows of keys and of values as they are stored, converted in registers.
+//
+// Compiled once for each instruction set that counts (rows_avx2.cpp, rows_avx512.cpp, rows_generic.cpp), from the one
+// text in rows_kernel.h; which one runs is decided when the library is used.
+#pragma once
+
+#include <attest/backend_math.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "softmax.h"
+
+namespace attest::onednn {
+
+/// Rows of `width` adjacent elements anywhere in memory. Behind `row[count - 1]` there are `rows_ahead` more pointers:
+/// what will be read next. They are only fetched ahead, so they may point anywhere.
+struct RowBlock {
+  abi::Storage storage;
+  const char* const* row;
+  std::int64_t count, width;
+};
+
+/// How far ahead rows are fetched.
+constexpr std::int64_t rows_ahead = 16;
+
+/// Floats of a padded row, of any width; most lanes that a kernel has.
+constexpr std::int64_t row_padding = 16;
+constexpr std::int64_t padded(std::int64_t width) {
+  return (width + row_padding - 1) / row_padding * row_padding;
+}
+
+/// A result's bits depend on the rows' contents and on the number of query rows, not on where rows lie or how they are
+/// divided into blocks. A quantised element counts as its code.
+struct RowKernels {
+  const char* name;  ///< Of the instruction set.
+
+  /// products[r * leading + j] = query row r times row j. Query rows are padded(width) apart, the padding 0. May write
+  /// up to row_padding - 1 more products a row.
+  void (*multiply)(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
+                   std::int64_t leading);
+
+  /// blend row r += sum over j of weights[r * leading + j] * row j. Blended rows are padded(width) apart.
+  void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
+                float* blended);
+
+  /// Turns logits into weights, as `exponentials` of softmax.h does for `count` visible ones. May write up to
+  /// row_padding - 1 more zeros.
+  RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
+};
+
+/// Those that this machine can run, the best one first; the last one runs anywhere.
+std::vector<const RowKernels*> row_kernels();
+
+// One for each file; null where the compiler does not aim at such machines.
+const RowKernels* row_kernels_avx512();
+const RowKernels* row_kernels_avx2();
+const RowKernels* row_kernels_generic();
+
+}  // namespace attest::onednn

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel of rows.h that this machine can run, against plain sums in double.
+#include "rows.h"
+
+#include <algorithm>
+#include <attest/backend_math.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+using namespace attest::onednn;
+using attest::abi::Storage;
+
+namespace {
+
+constexpr Storage storages[] = {Storage::f32, Storage::f16,     Storage::bf16,
+                                Storage::i8,  Storage::f8_e4m3, Storage::f8_e5m2};
+
+/// Rows of random codes that are finite numbers, each in memory of its own size, so that a sanitizer sees reads beyond.
+struct Rows {
+  Rows(Storage storage, std::int64_t count, std::int64_t width, std::mt19937& random)
+      : storage_(storage), width_(width) {
+    const std::size_t bytes = attest::abi::bytes_of(storage);
+    for (std::int64_t j = 0; j < count; ++j) {
+      std::vector<char>& row = memory.emplace_back(static_cast<std::size_t>(width) * bytes);
+      for (std::int64_t c = 0; c < width; ++c) {
+        const float number =
+            std::uniform_real_distribution<float>(-1, 1)(random) * (storage == Storage::i8 ? 127.0f : 1.0f);
+        attest::abi::store(storage, c % 7 == 3 ? number / 4096 : number,
+                           row.data() + static_cast<std::size_t>(c) * bytes);
+      }
+      pointers.push_back(row.data());
+    }
+    pointers.insert(pointers.end(), static_cast<std::size_t>(rows_ahead), nullptr);
+  }
+  [[nodiscard]] double at(std::int64_t j, std::int64_t c) const {
+    const std::size_t bytes = attest::abi::bytes_of(storage_);
+    const char* const row = memory[static_cast<std::size_t>(j)].data();
+    return static_cast<double>(attest::abi::load(storage_, row + static_cast<std::size_t>(c) * bytes));
+  }
+  [[nodiscard]] RowBlock block(std::int64_t first, std::int64_t count) const {
+    return {storage_, pointers.data() + first, count, width_};
+  }
+
+  std::vector<std::vector<char>> memory;
+  std::vector<const char*> pointers;
+
+ private:
+  Storage storage_;
+  std::int64_t width_;
+};
+
+std::vector<float> numbers(std::int64_t count, std::mt19937& random) {
+  std::vector<float> made(static_cast<std::size_t>(count));
+  for (float& each : made) each = std::uniform_real_distribution<float>(-1, 1)(random);
+  return made;
+}
+
+bool near(float got, double wanted, double size) {
+  return std::abs(static_cast<double>(got) - wanted) <= 1e-5 * size + 1e-30;
+}
+
+}  // namespace
+
+TEST_CASE("the products and the blend of any width, count and storage are right") {
+  std::mt19937 random(1);
+  for (const RowKernels* const kernels : row_kernels()) {
+    for (const Storage storage : storages) {
+      for (const std::int64_t width : {1, 3, 8, 16, 20, 40, 64, 72, 128}) {
+        for (const std::int64_t queries : {1, 2, 3, 4, 7}) {
+          const std::int64_t count = 1 + static_cast<std::int64_t>(random() % 40), wide = padded(width);
+          INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
+                             << queries << ", rows " << count);
+          const Rows rows(storage, count, width, random);
+          std::vector<float> query = numbers(queries * wide, random);
+          for (std::int64_t r = 0; r < queries; ++r) std::fill_n(query.begin() + r * wide + width, wide - width, 0.0f);
+          const std::int64_t leading = count + row_padding;
+          std::vector<float> products(static_cast<std::size_t>(queries * leading));
+          kernels->multiply(rows.block(0, count), query.data(), queries, products.data(), leading);
+          const std::vector<float> weights = numbers(queries * leading, random);
+          std::vector<float> blended(static_cast<std::size_t>(queries * wide), 0.5f);
+          kernels->blend(rows.block(0, count), weights.data(), leading, queries, blended.data());
+          bool products_right = true, blend_right = true;
+          for (std::int64_t r = 0; r < queries; ++r) {
+            for (std::int64_t j = 0; j < count; ++j) {
+              double sum = 0, size = 0;
+              for (std::int64_t c = 0; c < width; ++c) {
+                const double term = rows.at(j, c) * static_cast<double>(query[static_cast<std::size_t>(r * wide + c)]);
+                sum += term, size += std::abs(term);
+              }
+              products_right = products_right && near(products[static_cast<std::size_t>(r * leading + j)], sum, size);
+            }
+            for (std::int64_t c = 0; c < width; ++c) {
+              double sum = 0.5, size = 0.5;
+              for (std::int64_t j = 0; j < count; ++j) {
+                const double term =
+                    rows.at(j, c) * static_cast<double>(weights[static_cast<std::size_t>(r * leading + j)]);
+                sum += term, size += std::abs(term);
+              }
+              blend_right = blend_right && near(blended[static_cast<std::size_t>(r * wide + c)], sum, size);
+            }
+          }
+          CHECK(products_right);
+          CHECK(blend_right);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every code of an 8-bit format and every finite fp16 and bf16 is converted exactly") {
+  for (const RowKernels* const kernels : row_kernels()) {
+    for (const Storage storage : {Storage::f16, Storage::bf16, Storage::i8, Storage::f8_e4m3, Storage::f8_e5m2}) {
+      const std::size_t bytes = attest::abi::bytes_of(storage);
+      const std::uint32_t codes = bytes == 2 ? 65536 : 256;
+      std::vector<char> row(codes * bytes);
+      for (std::uint32_t code = 0; code < codes; ++code) {
+        const auto half = static_cast<std::uint16_t>(code);
+        const auto byte = static_cast<std::uint8_t>(code);
+        std::memcpy(row.data() + code * bytes, bytes == 2 ? static_cast<const void*>(&half) : &byte, bytes);
+      }
+      const std::vector<const char*> pointers(1 + static_cast<std::size_t>(rows_ahead), row.data());
+      std::vector<float> blended(codes, 0.0f);
+      const float one = 1;
+      kernels->blend({storage, pointers.data(), 1, codes}, &one, 1, 1, blended.data());
+      std::uint32_t wrong = 0;
+      for (std::uint32_t code = 0; code < codes; ++code) {
+        const float wanted = attest::abi::load(storage, row.data() + code * bytes);
+        if (std::isfinite(wanted) && blended[code] != wanted) ++wrong;
+      }
+      INFO(kernels->name << ", storage " << static_cast<int>(storage));
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("a product has the same bits however the rows are divided into blocks") {
+  std::mt19937 random(2);
+  for (const RowKernels* const kernels : row_kernels()) {
+    for (const std::int64_t queries : {1, 2, 4, 5}) {
+      constexpr std::int64_t count = 37, width = 72, leading = count + row_padding;
+      const Rows rows(Storage::f16, count, width, random);
+      const std::vector<float> query = numbers(queries * padded(width), random);
+      std::vector<float> whole(static_cast<std::size_t>(queries * leading)), pieces = whole;
+      kernels->multiply(rows.block(0, count), query.data(), queries, whole.data(), leading);
+      kernels->multiply(rows.block(0, 5), query.data(), queries, pieces.data(), leading);
+      kernels->multiply(rows.block(5, count - 5), query.data(), queries, pieces.data() + 5, leading);
+      for (std::int64_t r = 0; r < queries; ++r) {
+        CHECK(
+            std::equal(whole.begin() + r * leading, whole.begin() + r * leading + count, pieces.begin() + r * leading));
+      }
+    }
+  }
+}
+
+TEST_CASE("the exponentials are those of softmax.h, masked logits and empty rows among them") {
+  constexpr float masked = -std::numeric_limits<float>::infinity();
+  std::mt19937 random(3);
+  for (const RowKernels* const kernels : row_kernels()) {
+    for (const std::int64_t count : {0, 1, 5, 16, 31, 256}) {
+      for (const float scale : {1.0f, -2.0f, 90.0f}) {
+        std::vector<float> row = numbers(count + row_padding, random);
+        if (count > 4) row[2] = scale > 0 ? masked : -masked;
+        std::vector<double> logits;
+        double largest = static_cast<double>(masked), sum = 0;
+        for (std::int64_t j = 0; j < count; ++j) {
+          logits.push_back(static_cast<double>(row[static_cast<std::size_t>(j)] * scale));
+          largest = std::max(largest, logits.back());
+        }
+        const RowSum got = kernels->exponentials(row.data(), count, scale, masked);
+        CHECK(static_cast<double>(got.largest) == largest);
+        for (std::int64_t j = 0; j < count; ++j) {
+          const double wanted = std::exp(logits[static_cast<std::size_t>(j)] - largest);
+          sum += wanted;
+          CHECK(near(row[static_cast<std::size_t>(j)], wanted, wanted));
+        }
+        CHECK(std::abs(got.sum - sum) <= 1e-5 * sum);
+      }
+    }
+    std::vector<float> all_masked(20 + row_padding, masked);
+    CHECK(kernels->exponentials(all_masked.data(), 20, 1, masked).sum == 0);
+    CHECK(all_masked[19] == 0);
+  }
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/measure.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <optional>
+#include <random>
+#include <thread>
+
+#include "bench/ceiling.h"
+#include "bench/reference.h"
+
+namespace attest::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double microseconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
+}
+
+int64_t free_memory() {
+  return static_cast<int64_t>(::sysconf(_SC_AVPHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
+}
+
+/// One that gets turns: a backend at a temperature, or a ceiling.
+struct Item {
+  Participant* backend = nullptr;  ///< Null: a ceiling.
+  Series* series = nullptr;        ///< A backend's.
+  bool multiply_add = false;       ///< A ceiling's kind.
+  Temperature temperature = Temperature::cold;
+  size_t steps = 1;             ///< Timed steps of a turn.
+  size_t next = 0;              ///< The copy that is used next.
+  std::vector<double> rates{};  ///< A ceiling's medians, by round.
+};
+
+class Measurement {
+ public:
+  Measurement(const Shape& shape, std::vector<std::unique_ptr<Participant>>& backends, const Cores& cores, Team& team,
+              const Settings& settings, const Progress& progress, size_t copies)
+      : cores_(cores), team_(team), settings_(settings), progress_(progress), workload_(shape, team, copies) {
+    if (settings_.validate) reference_.emplace(workload_);
+    result_.shape = shape;
+    result_.cost = cost_of(shape);
+    result_.copies = copies;
+    const bool hot_too = shape.is_decode();  // A prefill computes: where its cache lay hardly shows.
+    result_.series.reserve(backends.size() * 2);
+    for (const auto& backend : backends) {
+      for (const Temperature temperature : {Temperature::cold, Temperature::hot}) {
+        if (temperature == Temperature::hot && !hot_too) continue;
+        result_.series.push_back({backend->label(), temperature, {}, {}});
+        items_.push_back({.backend = backend.get(), .series = &result_.series.back(), .temperature = temperature});
+      }
+    }
+    items_.push_back({.temperature = Temperature::cold});
+    if (hot_too) items_.push_back({.temperature = Temperature::hot});
+    items_.push_back({.multiply_add = true});
+  }
+
+  Measured run() {
+    int64_t rounds = settings_.rounds;
+    for (Item& item : items_) {
+      if (item.backend != nullptr) begin(item, rounds);
+    }
+    std::mt19937_64 random(settings_.seed);
+    for (int64_t round = 0; round < rounds; ++round) {
+      progress_(fmt::format("round {} of {}", round + 1, rounds));
+      for (size_t i = items_.size(); i > 1; --i) std::swap(items_[i - 1], items_[random() % i]);
+      for (Item& item : items_) {
+        if (item.backend == nullptr) {
+          ceiling_turn(item);
+        } else if (item.series->wrong.empty()) {
+          backend_turn(item, round + 1 == rounds);
+        }
+      }
+    }
+    cores_.release(0);
+    for (const Item& item : items_) {
+      if (item.backend != nullptr) {
+        if (!item.series->wrong.empty()) item.series->rounds.clear();
+        item.backend->release();
+      } else if (item.multiply_add) {
+        result_.ceiling.multiply_add = median(item.rates);
+      } else {
+        (item.temperature == Temperature::cold ? result_.ceiling.read_cold : result_.ceiling.read_hot) =
+            median(item.rates);
+      }
+    }
+    return std::move(result_);
+  }
+
+ private:
+  /// Prepares, checks the first step and sees how long the second one takes.
+  void begin(Item& item, int64_t& rounds) {
+    Series& series = *item.series;
+    if (item.temperature == Temperature::hot) {
+      const auto cold = std::find_if(items_.begin(), items_.end(), [&](const Item& other) {
+        return other.backend == item.backend && other.temperature == Temperature::cold;
+      });
+      series.wrong = cold->series->wrong;
+      item.steps = cold->steps;
+      return;
+    }
+    progress_(fmt::format("{}: validating", series.backend));
+    const auto threads = threads_now();
+    series.wrong = item.backend->prepare(workload_);
+    if (!series.wrong.empty()) return;
+    workload_.poison_output();
+    workload_.rewind(0);
+    Participant::Timed timed = item.backend->step(workload_, 0);
+    series.wrong = timed.wrong.empty() ? checked(0, "before the timed loop") : timed.wrong;
+    item.backend->settle(threads);
+    if (!series.wrong.empty()) return;
+    if (timed.microseconds < settings_.step_limit * 1e6) {
+      item.backend->take_core();
+      const size_t copy = workload_.copies() - 1;  // the first one is warm now
+      workload_.rewind(copy);
+      timed = item.backend->step(workload_, copy);
+      series.wrong = timed.wrong;
+    }
+    const double seconds = timed.microseconds / 1e6;
+    if (seconds > settings_.step_limit) {
+      series.wrong = fmt::format("one step takes {:.1f} s; --step-limit is {:g}", seconds, settings_.step_limit);
+      return;
+    }
+    const double turn = settings_.seconds / static_cast<double>(settings_.rounds);
+    item.steps = static_cast<size_t>(std::clamp(turn / seconds, 1.0, 1000.0));
+    // Long steps: fewer rounds, but enough that two series can still be compared.
+    const auto affordable = static_cast<int64_t>(settings_.seconds / seconds);
+    rounds = std::min(rounds, std::max<int64_t>(affordable, kLeastPairs));
+  }
+
+  std::string checked(size_t copy, const char* when) const {
+    if (!reference_) return {};
+    const std::string wrong = reference_->check(workload_, copy);
+    return wrong.empty() ? wrong : fmt::format("wrong {}: {}", when, wrong);
+  }
+
+  size_t copy_of(Item& item) const {
+    return item.temperature == Temperature::hot ? 0 : item.next++ % workload_.copies();
+  }
+
+  /// The turn before may have left threads that still spin for more work, as OpenMP's do.
+  static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
+
+  void backend_turn(Item& item, bool last) {
+    pause();
+    Series& series = *item.series;
+    item.backend->take_core();
+    std::vector<double> samples;
+    samples.reserve(item.steps);
+    size_t copy = 0;
+    // The first step wakes threads and fills predictors; it counts only where a step is long enough not to care.
+    const bool warm_up = item.steps > 1 || item.temperature == Temperature::hot;
+    for (size_t i = warm_up ? 0 : 1; i <= item.steps; ++i) {
+      copy = copy_of(item);
+      workload_.rewind(copy);
+      if (last && i == item.steps) workload_.poison_output();
+      const Participant::Timed timed = item.backend->step(workload_, copy);
+      if (!timed.wrong.empty()) {
+        series.wrong = timed.wrong;
+        return;
+      }
+      if (i > 0) samples.push_back(timed.microseconds);
+    }
+    series.rounds.push_back(std::move(samples));
+    if (last) series.wrong = checked(copy, "after the timed loop");
+  }
+
+  void ceiling_turn(Item& item) {
+    pause();
+    cores_.pin(0, 0);
+    team_.wake();
+    std::vector<double> rates;
+    double spent = 0;
+    const double turn = 1e6 * settings_.seconds / static_cast<double>(settings_.rounds);
+    for (int i = 0; i < 3 || (spent < turn && i < 200); ++i) {
+      const size_t copy = copy_of(item);
+      const Clock::time_point begin = Clock::now();
+      double amount = 0;
+      if (item.multiply_add) {
+        amount = multiply_add(team_);
+      } else {
+        read_all(team_, workload_.reads(copy));
+        amount = bytes_in(workload_.reads(copy));
+      }
+      const double time = microseconds_since(begin);
+      spent += time;
+      if (i > 0) rates.push_back(amount / time * 1e6);
+    }
+    team_.rest();
+    item.rates.push_back(median(rates));
+  }
+
+  const Cores& cores_;
+  Team& team_;
+  const Settings& settings_;
+  const Progress& progress_;
+  Workload workload_;
+  std::optional<Reference> reference_;
+  Measured result_;
+  std::vector<Item> items_;
+};
+
+}  // namespace
+
+std::string_view name(Temperature temperature) {
+  return temperature == Temperature::cold ? "cold" : "hot";
+}
+
+std::vector<double> Series::samples() const {
+  std::vector<double> all;
+  for (const auto& round : rounds) all.insert(all.end(), round.begin(), round.end());
+  return all;
+}
+
+std::vector<double> Series::medians() const {
+  std::vector<double> all;
+  for (const auto& round : rounds) all.push_back(median(round));
+  return all;
+}
+
+Bound bound_of(const Measured& measured, Temperature temperature) {
+  const Ceiling& ceiling = measured.ceiling;
+  const double read = temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold;
+  const double memory = read > 0 ? 1e6 * measured.cost.bytes / read : 0;
+  const double compute = ceiling.multiply_add > 0 ? 1e6 * measured.cost.flops / ceiling.multiply_add : 0;
+  return {std::max(memory, compute), memory >= compute};
+}
+
+int64_t last_cache() {
+  for (const int level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE}) {
+    if (const long size = ::sysconf(level); size > 0) return size;
+  }
+  return 32 << 20;
+}
+
+size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
+  const int64_t bytes = cache_bytes(shape);
+  const int64_t fit = memory / std::max<int64_t>(bytes, 1);
+  // What a step reads counts, and of that a skewed batch has less than its cache takes.
+  const auto read = std::max<int64_t>(static_cast<int64_t>(cost_of(shape).kv_bytes), 1);
+  const int64_t wanted = std::clamp<int64_t>((5 * last_cache + read - 1) / read, 1, 4096);
+  return static_cast<size_t>(std::min(wanted, fit));
+}
+
+Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& backends, const Cores& cores,
+                 Team& team, const Settings& settings, const Progress& progress) {
+  const int64_t memory = settings.memory > 0 ? settings.memory : free_memory() / 2;
+  std::string wrong =
+      fmt::format("a cache takes {} MiB, of {} that may be used", cache_bytes(shape) >> 20, memory >> 20);
+  cores.pin(0, 0);
+  if (const size_t copies = copies_for(shape, last_cache(), memory); copies > 0) {
+    try {
+      return Measurement(shape, backends, cores, team, settings, progress, copies).run();
+    } catch (const std::bad_alloc&) {
+      wrong = "there is not enough memory";
+      for (const auto& backend : backends) backend->release();
+    }
+  }
+  Measured nothing{.shape = shape, .cost = cost_of(shape), .ceiling = {}, .series = {}};
+  for (const auto& backend : backends) nothing.series.push_back({backend->label(), Temperature::cold, wrong, {}});
+  return nothing;
+}
+
+}  // namespace attest::bench

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/participant.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cases/error.h"
+#include "runner/markup.h"
+#include "runner/places.h"
+
+namespace attest::bench {
+namespace {
+
+/// "name,a=b,c=d" as a name and a JSON object of strings.
+std::pair<std::string, Json> split(const std::string& given) {
+  Json options = Json::object();
+  size_t comma = given.find(',');
+  const std::string backend = given.substr(0, comma);
+  while (comma != std::string::npos) {
+    const size_t next = given.find(',', comma + 1);
+    const std::string pair = given.substr(comma + 1, next == std::string::npos ? next : next - comma - 1);
+    const size_t equals = pair.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      throw Error::at("--backend", "got \"{}\", wanted NAME,option=value", given);
+    }
+    options[pair.substr(0, equals)] = pair.substr(equals + 1);
+    comma = next;
+  }
+  return {backend, options};
+}
+
+}  // namespace
+
+Participant::Participant(const std::string& given, const Cores& cores) : cores_(cores) {
+  const auto [backend, options] = split(given);
+  library_ = std::make_unique<BackendLibrary>(find_backend(backend));
+  label_ = table().name;
+  if (library_->has_device_memory()) {
+    throw Error::at(given, "has device memory; bench measures host backends only");
+  }
+  cores_.release(0);
+  const Answer answer = ask([&](attest_message* m) { return table().open(options.dump().c_str(), &context_, m); });
+  if (answer.status != ATTEST_OK) throw Error::at(given, "cannot be opened: {}", printable(answer.message));
+}
+
+Participant::~Participant() {
+  release();
+  if (context_ != nullptr) table().close(context_);
+}
+
+std::string Participant::prepare(const Workload& workload) {
+  release();
+  cores_.release(0);
+  const Answer answer =
+      ask([&](attest_message* m) { return table().prepare(context_, &workload.problem(), &plan_, m); });
+  if (answer.status == ATTEST_OK && plan_ != nullptr) return {};
+  plan_ = nullptr;
+  return fmt::format("{}: {}", answer.status == ATTEST_UNSUPPORTED ? "unsupported" : "prepare failed",
+                     printable(answer.message));
+}
+
+void Participant::release() {
+  if (plan_ != nullptr) table().release(plan_);
+  plan_ = nullptr;
+}
+
+void Participant::settle(const std::set<pid_t>& before) {
+  for (const pid_t thread : threads_now()) {
+    if (!before.contains(thread)) threads_.push_back(thread);
+  }
+  int place = 1;
+  for (const pid_t thread : threads_) cores_.pin(thread, place++);
+}
+
+void Participant::take_core() const {
+  // Without threads that stay, it may start some in each step: they inherit what the caller has.
+  if (threads_.empty()) {
+    cores_.release(0);
+  } else {
+    cores_.pin(0, 0);
+  }
+}
+
+Participant::Timed Participant::step(const Workload& workload, size_t copy) const {
+  using Clock = std::chrono::steady_clock;
+  const attest_step& step = workload.step(copy);
+  const attest_backend& table = library_->table();
+  const Clock::time_point begin = Clock::now();
+  const Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
+  const Clock::time_point end = Clock::now();
+  Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
+  if (answer.status != ATTEST_OK) timed.wrong = "a step failed: " + printable(answer.message);
+  return timed;
+}
+
+std::vector<std::unique_ptr<Participant>> open_all(const std::vector<std::string>& given, const Cores& cores) {
+  std::vector<std::unique_ptr<Participant>> all;
+  for (const std::string& one : given) {
+    auto participant = std::make_unique<Participant>(one, cores);
+    const std::string name = participant->label();
+    const auto taken = [&](const std::string& label) {
+      return std::any_of(all.begin(), all.end(), [&](const auto& other) { return other->label() == label; });
+    };
+    std::string label = name;
+    for (int number = 2; taken(label); ++number) label = fmt::format("{}#{}", name, number);
+    participant->rename(label);
+    all.push_back(std::move(participant));
+  }
+  return all;
+}
+
+}  // namespace attest::bench

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// A backend that takes part: loaded into this process, as an engine would, and called with nothing in between.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bench/team.h"
+#include "bench/workload.h"
+#include "runner/backend_library.h"
+
+namespace attest::bench {
+
+class Participant {
+ public:
+  /// "NAME_OR_PATH[,option=value...]". Throws Error if it cannot be opened.
+  Participant(const std::string& given, const Cores& cores);
+  ~Participant();
+  Participant(const Participant&) = delete;
+  Participant& operator=(const Participant&) = delete;
+
+  /// What it is called in results; at first what it calls itself.
+  [[nodiscard]] const std::string& label() const { return label_; }
+  void rename(std::string label) { label_ = std::move(label); }
+  [[nodiscard]] const attest_backend& table() const { return library_->table(); }
+  /// Empty, or why it has no plan for this problem.
+  std::string prepare(const Workload& workload);
+  void release();
+
+  /// Puts its threads on cores, and the caller where it belongs beside them.
+  void settle(const std::set<pid_t>& before);
+  void take_core() const;
+
+  struct Timed {
+    double microseconds = 0;
+    std::string wrong;  ///< Empty, or why there is no result.
+  };
+  /// One step, timed by the caller's clock: append and attend.
+  Timed step(const Workload& workload, size_t copy) const;
+
+ private:
+  std::string label_;
+  const Cores& cores_;
+  std::unique_ptr<BackendLibrary> library_;
+  attest_context* context_ = nullptr;
+  attest_plan* plan_ = nullptr;
+  std::vector<pid_t> threads_;
+};
+
+/// Opens them all, with labels that tell them apart: "mine", "mine#2".
+std::vector<std::unique_ptr<Participant>> open_all(const std::vector<std::string>& given, const Cores& cores);
+
+}  // namespace attest::bench

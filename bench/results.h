@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Results as Google Benchmark's JSON, which its compare.py and others read, with the samples of every round beside.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bench/measure.h"
+#include "cases/json.h"
+
+namespace attest::bench {
+
+/// "mine/decode/b1_h32-8_d128_c2048_f32/cold"
+std::string result_name(const Shape& shape, const Series& series);
+
+/// What the numbers of one series are worth.
+struct Figures {
+  Summary step;  ///< Microseconds.
+  double tokens_per_second = 0, kv_gb_per_second = 0, gflops = 0;
+  double ceiling = 0;  ///< Share of the ceiling that was reached.
+  bool memory_bound = true;
+};
+Figures figures_of(const Measured& measured, const Series& series);
+
+/// The whole file's text. `facts` join the context: backends, ceilings, pinning.
+std::string results_json(const std::vector<Measured>& measured, const std::map<std::string, std::string>& facts);
+
+/// A results file, read back.
+struct Result {
+  std::string name, backend, set, shape, temperature;
+  std::string wrong;                        ///< Why there is no number.
+  std::map<std::string, double> counters;   ///< And "real_time".
+  std::vector<std::vector<double>> rounds;  ///< Microseconds; empty in files of others.
+
+  [[nodiscard]] std::vector<double> medians() const;
+};
+struct Results {
+  std::map<std::string, std::string> context;
+  std::vector<Result> list;
+};
+/// Throws Error with the place of what is wrong.
+Results parse_results(std::string_view text, std::string_view place);
+Results read_results(const std::filesystem::path& path);
+
+}  // namespace attest::bench

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "runner/markup.h"
+
+namespace attest::bench {
+namespace {
+
+double counter(const Result& result, const char* name) {
+  const auto found = result.counters.find(name);
+  return found == result.counters.end() ? 0 : found->second;
+}
+
+/// Four digits that matter: "0.812", "81.2", "8120".
+std::string digits(double value) {
+  if (value == 0) return "-";
+  const int before = static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1;
+  return fmt::format("{:.{}f}", value, std::clamp(3 - before, 0, 3));
+}
+
+}  // namespace
+
+std::string results_table(const Results& results) {
+  size_t widest = 8;
+  for (const Result& result : results.list) widest = std::max(widest, width(result.backend));
+  std::string text, title;
+  for (const Result& result : results.list) {
+    if (const std::string now = result.set + "/" + result.shape; now != title) {
+      title = now;
+      text += fmt::format("{}{}\n  {:<{}} {:<4} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n",
+                          text.empty() ? "" : "\n", title, "backend", widest, "", "median us", "p95", "p99", "min", "n",
+                          "tokens/s", "KV GB/s", "GFLOP/s", "ceiling");
+    }
+    text += fmt::format("  {:<{}} {:<4} ", printable(result.backend), widest, result.temperature);
+    if (!result.wrong.empty()) {
+      text += fmt::format("no number: {}\n", printable(result.wrong));
+      continue;
+    }
+    text += fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>4.0f} % {}\n",
+                        digits(counter(result, "real_time")), digits(counter(result, "p95_us")),
+                        digits(counter(result, "p99_us")), digits(counter(result, "min_us")), counter(result, "n"),
+                        digits(counter(result, "tokens_per_second")), digits(counter(result, "kv_gb_per_second")),
+                        digits(counter(result, "gflops")), 100 * counter(result, "ceiling_share"),
+                        counter(result, "ceiling_is_memory") > 0 ? "of read" : "of FMA");
+  }
+  return text;
+}
+
+std::vector<Compared> compare_results(const Results& baseline, const Results& candidate, double threshold,
+                                      const std::string& baseline_backend, const std::string& candidate_backend) {
+  const bool by_name = baseline_backend.empty();
+  const auto key = [&](const Result& result) {
+    return by_name ? result.name : result.set + "/" + result.shape + "/" + result.temperature;
+  };
+  std::map<std::string, const Result*> others;
+  std::vector<std::string> names;
+  for (const Result& result : baseline.list) {
+    if (!by_name && result.backend != baseline_backend) continue;
+    if (others.emplace(key(result), &result).second) names.push_back(key(result));
+  }
+  std::map<std::string, const Result*> mine;
+  for (const Result& result : candidate.list) {
+    if (!by_name && result.backend != candidate_backend) continue;
+    mine.emplace(key(result), &result);
+    // What the baseline never measured is named too: silence would look like success.
+    if (others.emplace(key(result), nullptr).second) names.push_back(key(result));
+  }
+  std::vector<Compared> list;
+  for (const std::string& name : names) {
+    const Result* before = others[name];
+    const Result* after = mine.contains(name) ? mine[name] : nullptr;
+    Comparison comparison;
+    if (before != nullptr && after != nullptr && before->wrong.empty() && after->wrong.empty()) {
+      comparison =
+          compare(before->medians(), after->medians(), threshold, 1 - 0.05 / static_cast<double>(names.size()));
+    }
+    list.push_back({name, comparison});
+  }
+  return list;
+}
+
+std::string comparison_table(const std::vector<Compared>& list) {
+  size_t widest = 4;
+  for (const Compared& one : list) widest = std::max(widest, width(one.name));
+  std::string text;
+  for (const auto& [title, comparison] : list) {
+    text += fmt::format("{:<12} {:<{}}", name(comparison.verdict), printable(title), widest);
+    if (comparison.verdict == Verdict::not_measured) {
+      text += fmt::format("  {} pairs, {} are needed\n", comparison.pairs, kLeastPairs);
+    } else {
+      text += fmt::format("  time {:+.1f} % ({:+.1f} to {:+.1f}), {} pairs\n", 100 * std::expm1(comparison.change),
+                          100 * std::expm1(comparison.low), 100 * std::expm1(comparison.high), comparison.pairs);
+    }
+  }
+  return text;
+}
+
+Verdict verdict_of(const std::vector<Compared>& list) {
+  std::vector<Verdict> verdicts;
+  for (const Compared& one : list) verdicts.push_back(one.comparison.verdict);
+  return worst(verdicts);
+}
+
+}  // namespace attest::bench

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/team.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+namespace attest::bench {
+
+Cores::Cores() {
+  ::sched_getaffinity(0, sizeof all_, &all_);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &all_)) numbers_.push_back(cpu);
+  }
+  if (numbers_.empty()) numbers_.push_back(0);
+}
+
+void Cores::pin(pid_t thread, int place) const {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(numbers_[static_cast<size_t>(place) % numbers_.size()]), &one);
+  ::sched_setaffinity(thread, sizeof one, &one);  // A thread that is gone needs no core.
+}
+
+void Cores::release(pid_t thread) const {
+  ::sched_setaffinity(thread, sizeof all_, &all_);
+}
+
+std::set<pid_t> threads_now() {
+  std::set<pid_t> threads;
+  std::error_code gone;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", gone)) {
+    threads.insert(static_cast<pid_t>(std::stoi(entry.path().filename().string())));
+  }
+  return threads;
+}
+
+void bind_openmp() {
+  ::setenv("OMP_PROC_BIND", "true", 0);
+  ::setenv("OMP_DYNAMIC", "false", 0);
+}
+
+Team::Team(const Cores& cores) : cores_(cores) {
+  for (int i = 1; i < cores.count(); ++i) threads_.emplace_back([this, i] { serve(i); });
+}
+
+Team::~Team() {
+  ends_ = true;
+  wake();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::wake() {
+  awake_ = 1;
+  awake_.notify_all();
+}
+
+void Team::rest() {
+  awake_ = 0;
+}
+
+void Team::run(const std::function<void(int)>& work) {
+  work_ = &work;
+  left_ = static_cast<int>(threads_.size());
+  turn_.fetch_add(1, std::memory_order_release);
+  work(0);
+  while (left_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+}
+
+void Team::serve(int number) {
+  cores_.pin(0, number);
+  uint64_t seen = 0;
+  while (true) {
+    awake_.wait(0);
+    if (ends_) return;
+    if (const uint64_t turn = turn_.load(std::memory_order_acquire); turn != seen) {
+      seen = turn;
+      (*work_)(number);
+      left_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+}
+
+}  // namespace attest::bench
