@@ -136,6 +136,11 @@ int grade_one(const Common& common, const Options& options) {
   const auto manual = read_manual(options.manual);
   const std::string name = printable(options.file.filename().string());
   const bool grader = options.verbose || options.format == "json";
+  for (const auto& [known, given] : manual) {
+    if (!known.empty() && known != name) {
+      throw Error::at(options.manual.string(), "got points for \"{}\", wanted \"{}\", which is graded", known, name);
+    }
+  }
   if (!fs::exists(fs::symlink_status(options.file))) throw Error::at(options.file.string(), "there is no such file");
   const Pack pack = find_pack(options, root, {});
   for (const std::string& warning : pack.warnings) std::fprintf(stderr, "attest: %s\n", warning.c_str());
@@ -214,7 +219,7 @@ int grade_class(const Common& common, const Options& options) {
 
   std::sort(grades.begin(), grades.end(),
             [](const Grade& a, const Grade& b) { return a.run.submission < b.run.submission; });
-  write_file(folder.path() / "grades.csv", grades_csv(grades));
+  folder.write("grades.csv", grades_csv(grades));
   double sum = 0;
   for (const Grade& one : grades) sum += one.automatic;
   fmt::print("\n{} graded, {} with all automatic points, {} on average{}; {}\n",
