@@ -180,6 +180,14 @@ int grade_class(const Common& common, const Options& options) {
   const Pack pack = find_pack(options, root, folder.path() / "secret");
   for (const std::string& warning : pack.warnings) std::fprintf(stderr, "attest: %s\n", warning.c_str());
   const Grading grading(pack, setup_of(options, root, true));
+  // A run that was killed in the middle of a report has left a part of it. The folder is locked: nobody else writes.
+  for (const char* where : {"for_students", "for_graders"}) {
+    std::error_code none;
+    for (fs::directory_iterator entry(folder.path() / where, none), end; !none && entry != end; entry.increment(none)) {
+      std::error_code kept;
+      if (entry->path().extension() == ".tmp") fs::remove(entry->path(), kept);
+    }
+  }
   Batch batch(folder, terms_of(options, pack));
   const Scheme scheme{.weights = options.weights};
 
