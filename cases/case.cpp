@@ -20,11 +20,31 @@ const std::vector<std::string> kChanges{"dtype", "rank", "batch", "heads", "head
 constexpr int64_t kMaxRepeat = 4096;
 // A slip of the keyboard in an extent must be an error, not a machine without memory.
 constexpr int64_t kMaxElements = int64_t{1} << 26;
+// What is kept for each sequence of each step, and for each token of any, counts too where a token has few channels.
+constexpr int64_t kMaxMoments = int64_t{1} << 20, kMaxTokens = int64_t{1} << 22;
 
 /// `elements` is a product of extents, each of which is legal; as a double it cannot overflow.
 void check_size(double elements, const std::string& place, std::string_view what) {
   if (elements > static_cast<double>(kMaxElements)) {
     throw Error::at(place, "{} has {:.3g} elements, wanted at most {} (2^26)", what, elements, kMaxElements);
+  }
+}
+
+void check_moments(int64_t batch, size_t steps, const std::string& place) {
+  if (static_cast<double>(batch) * static_cast<double>(steps) > static_cast<double>(kMaxMoments)) {
+    throw Error::at(place, "got {} steps of {} sequences, wanted at most {} (2^20) in all", steps, batch, kMaxMoments);
+  }
+}
+
+void check_tokens(const std::vector<Step>& steps, const std::string& place) {
+  double tokens = 0;
+  for (const Step& step : steps) {
+    for (const auto* counts : {&step.queries, &step.keys}) {
+      for (const int64_t count : *counts) tokens += static_cast<double>(count);
+    }
+  }
+  if (tokens > static_cast<double>(kMaxTokens)) {
+    throw Error::at(place, "got {:.3g} query and key tokens, wanted at most {} (2^22)", tokens, kMaxTokens);
   }
 }
 
@@ -246,6 +266,7 @@ std::vector<Step> steps_from_json(const Json& json, const std::string& place, co
     if (repeat < 1 || repeat > kMaxRepeat) {
       throw Error::at(fields.place("repeat"), "got {}, wanted 1 to {}", repeat, kMaxRepeat);
     }
+    check_moments(problem.batch, static_cast<size_t>(repeat), fields.place("repeat"));
     // All repetitions together: the inputs of a case are in memory at once.
     const int64_t tokens = std::max(*std::max_element(step.queries.begin(), step.queries.end()),
                                     *std::max_element(step.keys.begin(), step.keys.end()));
@@ -402,11 +423,14 @@ Case case_from_json(const Json& json, const std::string& family, const std::stri
   if (fields.has("layouts")) c.layouts = layouts_from_json(fields.at("layouts"), fields.place("layouts"), c.problem);
   const Json& steps = fields.at("steps");
   if (!steps.is_array() || steps.empty()) throw Error::at(fields.place("steps"), "wanted an array of steps");
+  check_moments(c.problem.batch, steps.size(), fields.place("steps"));
   for (size_t i = 0; i < steps.size(); ++i) {
     for (Step& step : steps_from_json(steps[i], fmt::format("{}[{}]", fields.place("steps"), i), c.problem)) {
       c.steps.push_back(std::move(step));
     }
+    check_moments(c.problem.batch, c.steps.size(), fields.place("steps"));
   }
+  check_tokens(c.steps, fields.place("steps"));
   c.checked_rows = fields.optional<int64_t>("rows", 0);
   if (c.checked_rows < 0) throw Error::at(fields.place("rows"), "got {}, wanted 0 (all) or more", c.checked_rows);
   c.equals = fields.optional<std::string>("equals", "");

@@ -153,6 +153,18 @@ TEST_CASE("broken cases are refused by field") {
   check_refused(json, "id: got \"With Space\"");
 }
 
+TEST_CASE("a case that would take all memory with tiny tensors is refused") {
+  Json json = minimal();
+  json["problem"] = {{"batch", 1 << 20}, {"head_dim", 1}};
+  json["steps"] = Json::parse(R"([{"attend": 0, "repeat": 2}])");
+  check_refused(json, "steps[0].repeat: got 2 steps of 1048576 sequences, wanted at most 1048576 (2^20) in all");
+  json["steps"] = Json::parse(R"([{"attend": 0}, {"attend": 0}])");
+  check_refused(json, "steps: got 2 steps of 1048576 sequences");
+  json["problem"] = {{"batch", 1}, {"head_dim", 1}};
+  json["steps"] = Json::parse(R"([{"attend": 2097152}, {"attend": 1}])");
+  check_refused(json, "steps: got 4.19e+06 query and key tokens, wanted at most 4194304 (2^22)");
+}
+
 TEST_CASE("dtype, level, alignment and LSE are profiles of every case that has them") {
   Json json = minimal();
   json["profiles"] = {"softcap", "bf16"};

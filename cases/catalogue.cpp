@@ -85,7 +85,10 @@ const BugGroup* Catalogue::find_group(std::string_view id) const {
 
 Catalogue load_catalogue(const std::filesystem::path& root) {
   const std::string place = (root / "cases" / "bugs.json").string();
-  const Json json = read_json_file(place);
+  return catalogue_from_json(read_json_file(place), place);
+}
+
+Catalogue catalogue_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   if (const auto schema = fields.required<std::string>("schema"); schema != "attest/bugs/1") {
     throw Error::at(fields.place("schema"), "got \"{}\", wanted \"attest/bugs/1\"", schema);

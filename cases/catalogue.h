@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "cases/json.h"
+
 namespace attest {
 
 /// Another way in which a bug comes about, beside the one that the bug's own id stands for.
@@ -61,5 +63,7 @@ struct Catalogue {
 
 /// Loads and checks: ids that are taken twice, groups and bugs that do not name each other. Throws Error.
 Catalogue load_catalogue(const std::filesystem::path& root);
+/// The same of the file's JSON; `place` names it in errors.
+Catalogue catalogue_from_json(const Json& json, const std::string& place);
 
 }  // namespace attest

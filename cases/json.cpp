@@ -13,6 +13,9 @@
 namespace attest {
 namespace {
 
+// Deeper than anything that is written here. What walks a value does so by recursion: dump() too, for a message.
+constexpr int kMaxDepth = 64;
+
 std::string shown(const Json& value) {
   std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
   return text.size() > 60 ? text.substr(0, 57) + "..." : text;
@@ -48,7 +51,9 @@ void write_file(const std::filesystem::path& path, std::string_view bytes) {
 Json parse_json(std::string_view text, std::string_view place) {
   // A key that is there twice would silently win over the first: one set of keys per object that is open.
   std::vector<std::set<std::string>> keys;
-  const auto watch = [&](int /*depth*/, Json::parse_event_t event, Json& parsed) {
+  const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    const bool opens = event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
+    if (opens && depth >= kMaxDepth) throw Error::at(place, "arrays and objects are nested deeper than {}", kMaxDepth);
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {

@@ -25,7 +25,7 @@ using Json = nlohmann::json;
 /// Reads and parses a file; the error of a broken one has its line and column.
 Json read_json_file(const std::filesystem::path& path);
 
-/// Parses text; `place` names it in errors. A key that an object has twice is one.
+/// Parses text; `place` names it in errors. A key that an object has twice is one, and so is nesting beyond 64 levels.
 Json parse_json(std::string_view text, std::string_view place);
 
 /// Reads a whole file as bytes.

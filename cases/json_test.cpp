@@ -62,6 +62,14 @@ TEST_CASE("a key that an object has twice is refused by its name") {
   CHECK(attest::parse_json(R"([{"a": {"a": 1}, "b": {"a": [{"a": 1}, {"a": 2}]}}])", "f.json").size() == 1);
 }
 
+TEST_CASE("nesting without end is refused, not a stack that overflows") {
+  const auto nested = [](size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  CHECK(attest::parse_json(nested(64), "f.json").is_array());
+  CHECK_THROWS_MATCHES(attest::parse_json(nested(65), "f.json"), Error,
+                       Message("f.json: arrays and objects are nested deeper than 64"));
+  CHECK_THROWS_AS(attest::parse_json(nested(1'000'000), "f.json"), Error);
+}
+
 TEST_CASE("an array or object field is refused if it is neither") {
   const Json json = Json::parse(R"({"list": 3, "map": []})");
   Fields fields(json, "f.json");

@@ -9,6 +9,9 @@
 namespace attest {
 namespace {
 
+// Every moment keeps the tokens of all sequences, so a long decode takes the square of its length.
+constexpr size_t kMaxKept = size_t{1} << 24;
+
 /// The state that steps change: what every slot holds, and how many tokens and queries it has ever seen.
 struct State {
   std::vector<std::vector<Token>> tokens;
@@ -247,6 +250,15 @@ Timeline play(const Case& c) {
   State state{std::vector<std::vector<Token>>(batch), std::vector<int64_t>(batch), std::vector<int64_t>(batch), {}};
   if (c.problem.cache == CacheKind::paged) state.pages.emplace(c.problem, c.inputs.pages);
   Timeline timeline;
+  size_t kept = 0;
+  const auto keep = [&](Moment& moment) {
+    for (const auto& tokens : moment.tokens) kept += tokens.size();
+    if (kept > kMaxKept) {
+      throw Error::at(step_place(c, timeline.size()), "brings the tokens of all steps to more than {} (2^24)",
+                      kMaxKept);
+    }
+    timeline.push_back(std::move(moment));
+  };
   for (size_t i = 0; i < c.steps.size(); ++i) {
     Moment moment;
     moment.step = c.steps[i];
@@ -255,7 +267,7 @@ Timeline play(const Case& c) {
     apply(c, i, timeline, state, moment);
     if (state.pages) moment.pages = state.pages->take();
     if (moment.step.kind == StepKind::merge) {
-      timeline.push_back(std::move(moment));
+      keep(moment);
       continue;
     }
     if (state.pages && moment.step.expect == Expect::invalid) {
@@ -267,7 +279,7 @@ Timeline play(const Case& c) {
     moment.after = state.lengths();
     moment.tokens = state.tokens;
     moment.max_total = *std::max_element(moment.after.begin(), moment.after.end());
-    timeline.push_back(std::move(moment));
+    keep(moment);
   }
   return timeline;
 }

@@ -78,6 +78,11 @@ TEST_CASE("steps that cannot be are errors") {
   CHECK_THROWS_AS(play(make(R"([{"attend": 0}])")), Error);
 }
 
+TEST_CASE("a decode whose steps keep too many tokens is refused") {
+  const std::string steps = R"([{"load": 8192}, {"attend": 1, "repeat": 2000}])";
+  CHECK_THROWS_AS(attest::play(make_with(R"({"cache": "contiguous", "capacity": 16384})", steps)), Error);
+}
+
 TEST_CASE("visible keys: none, bottom-right and top-left, more and fewer queries than keys") {
   attest::Problem problem;
   const auto end = [&](int64_t total, int64_t queries, int64_t index) {

@@ -4,7 +4,7 @@
 #   $root $jobs                  the repository, and how many things to do at once
 #   say, die                     one line for a person (on stderr: stdout belongs to the command that is run)
 #   phase NAME COMMAND…, times   time a command; all times so far on one line
-#   build PRESET                 configure and build build/PRESET, silent when there is nothing to do
+#   build PRESET [TARGET…]       configure and build build/PRESET, silent when there is nothing to do
 #   python_with MODULE           a Python 3 that has the module
 
 root=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)
@@ -99,8 +99,10 @@ show_progress() {
 }
 
 compile() {
-  local dir=$root/build/$1 first
-  NINJA_STATUS='[%f/%t] ' cmake --build "$dir" -j "$jobs" 2>&1 | show_progress "$dir/build.log" && return
+  local dir=$root/build/$1 first only=()
+  shift
+  if (($# > 0)); then only=(--target "$@"); fi
+  NINJA_STATUS='[%f/%t] ' cmake --build "$dir" -j "$jobs" "${only[@]}" 2>&1 | show_progress "$dir/build.log" && return
   first=$(grep -nEm 1 '^FAILED:|^CMake Error|^ninja: error' "$dir/build.log" | cut -d: -f1) || first=
   if [[ -n $first ]]; then
     sed -n "$first,$((first + 60))p" -- "$dir/build.log" | cut -c -400 >&2
@@ -124,7 +126,7 @@ build() {
   if [[ ! -f $dir/build.ninja ]] || ! cmp -s -- "$dir/.configuration" <(configuration); then
     phase configure configure "$preset"
   fi
-  phase build compile "$preset"
+  phase build compile "$@"
   if [[ -n $lock ]]; then exec {lock}>&-; fi
 }
 

@@ -31,8 +31,15 @@ GoldenTensor read_tensor(const SafetensorsFile& file, const std::string& name, c
   tensor.value = file.read<double>(name, DType::f64);
   tensor.allowed = file.read<float>(name + ".allowed", DType::f32);
   if (file.has(name + ".mark")) {
-    for (const uint8_t mark : file.read<uint8_t>(name + ".mark", DType::u8))
+    if (file.shape(name + ".mark") != wanted) {
+      throw Error::at(place, "the tensor \"{}.mark\" has not the shape that its case asks for", name);
+    }
+    for (const uint8_t mark : file.read<uint8_t>(name + ".mark", DType::u8)) {
+      if (mark > static_cast<uint8_t>(Mark::zero)) {
+        throw Error::at(place, "the tensor \"{}.mark\" has the mark {}, which there is not", name, mark);
+      }
       tensor.mark.push_back(static_cast<Mark>(mark));
+    }
   }
   tensor.mark.resize(tensor.value.size(), Mark::proven);
   return tensor;

@@ -5,6 +5,9 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstring>
 
+#include "cases/json.h"
+#include "golden/golden.h"
+
 using namespace attest;
 using Catch::Matchers::ContainsSubstring;
 
@@ -68,4 +71,23 @@ TEST_CASE("lying headers are refused") {
   refused(R"({"x": {"dtype": "F32", "data_offsets": [0, 8]}})", "\"shape\" is missing");
   refused(R"([1])", "no object");
   refused(R"({"x")", "parse error");
+}
+
+TEST_CASE("a golden whose marks are none is refused") {
+  const Case c = case_from_json(parse_json(R"({"id": "one", "about": "", "clauses": ["A1"], "kills": [],
+                                              "problem": {"head_dim": 1}, "inputs": {"recipe": "gaussian"},
+                                              "steps": [{"attend": 1}]})",
+                                           "test"),
+                                "family", "test");
+  const auto decode = [&](uint8_t mark, std::vector<int64_t> shape) {
+    SafetensorsWriter writer;
+    writer.add("step0.rows", DType::i32, {1, 2}, std::vector<int32_t>{0, 0});
+    writer.add("step0.output", DType::f64, {1, 1, 1}, std::vector<double>{0.5});
+    writer.add("step0.output.allowed", DType::f32, {1, 1, 1}, std::vector<float>{0});
+    writer.add("step0.output.mark", DType::u8, std::move(shape), std::vector<uint8_t>{mark});
+    return decode_golden(SafetensorsFile(writer.bytes(), "f"), "f", c);
+  };
+  CHECK(decode(2, {1, 1, 1}).steps[0].output.mark == std::vector<Mark>{Mark::zero});
+  CHECK_THROWS_WITH(decode(3, {1, 1, 1}), ContainsSubstring("has the mark 3, which there is not"));
+  CHECK_THROWS_WITH(decode(2, {1}), ContainsSubstring("has not the shape that its case asks for"));
 }

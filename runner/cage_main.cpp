@@ -274,7 +274,9 @@ class Progress {
 /// Ends as the worker did: a signal is a signal, so that nobody has to know of the processes in between.
 [[noreturn]] void end_like(int code) {
   const int signal = code - 128;
-  if (signal > 0 && signal < NSIG) {
+  // Those that stop a process would leave this one there.
+  const bool ends = signal != SIGSTOP && signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU;
+  if (signal > 0 && signal < NSIG && ends) {
     struct sigaction standard {};
     standard.sa_handler = SIG_DFL;
     ::sigaction(signal, &standard, nullptr);

@@ -136,6 +136,11 @@ int grade_one(const Common& common, const Options& options) {
   const auto manual = read_manual(options.manual);
   const std::string name = printable(options.file.filename().string());
   const bool grader = options.verbose || options.format == "json";
+  for (const auto& [known, given] : manual) {
+    if (!known.empty() && known != name) {
+      throw Error::at(options.manual.string(), "got points for \"{}\", wanted \"{}\", which is graded", known, name);
+    }
+  }
   if (!fs::exists(fs::symlink_status(options.file))) throw Error::at(options.file.string(), "there is no such file");
   const Pack pack = find_pack(options, root, {});
   for (const std::string& warning : pack.warnings) std::fprintf(stderr, "attest: %s\n", warning.c_str());
@@ -175,6 +180,14 @@ int grade_class(const Common& common, const Options& options) {
   const Pack pack = find_pack(options, root, folder.path() / "secret");
   for (const std::string& warning : pack.warnings) std::fprintf(stderr, "attest: %s\n", warning.c_str());
   const Grading grading(pack, setup_of(options, root, true));
+  // A run that was killed in the middle of a report has left a part of it. The folder is locked: nobody else writes.
+  for (const char* where : {"for_students", "for_graders"}) {
+    std::error_code none;
+    for (fs::directory_iterator entry(folder.path() / where, none), end; !none && entry != end; entry.increment(none)) {
+      std::error_code kept;
+      if (entry->path().extension() == ".tmp") fs::remove(entry->path(), kept);
+    }
+  }
   Batch batch(folder, terms_of(options, pack));
   const Scheme scheme{.weights = options.weights};
 
@@ -214,7 +227,7 @@ int grade_class(const Common& common, const Options& options) {
 
   std::sort(grades.begin(), grades.end(),
             [](const Grade& a, const Grade& b) { return a.run.submission < b.run.submission; });
-  write_file(folder.path() / "grades.csv", grades_csv(grades));
+  folder.write("grades.csv", grades_csv(grades));
   double sum = 0;
   for (const Grade& one : grades) sum += one.automatic;
   fmt::print("\n{} graded, {} with all automatic points, {} on average{}; {}\n",

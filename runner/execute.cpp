@@ -60,7 +60,7 @@ tl::expected<Opened, WorkerFailure> Executor::open() {
   }
   worker_ = std::make_unique<Worker>(options);
   ++workers_;
-  auto opened = worker_->open(library, choice_.options, choice_.open_limit.value_or(choice_.limit));
+  auto opened = worker_->open(library, choice_.options, left(choice_.open_limit.value_or(choice_.limit)));
   if (!opened) return tl::unexpected(opened.error());
   if (opened->reply.status != ATTEST_OK) {
     worker_.reset();
@@ -73,6 +73,13 @@ tl::expected<Opened, WorkerFailure> Executor::open() {
     return tl::unexpected(WorkerFailure{WorkerFailure::Kind::garbage, wrong.what()});
   }
   return opened_ = *std::move(opened);
+}
+
+std::chrono::milliseconds Executor::left(std::chrono::milliseconds limit) const {
+  using std::chrono::milliseconds;
+  if (!deadline_) return limit;
+  const auto rest = std::chrono::ceil<milliseconds>(*deadline_ - std::chrono::steady_clock::now());
+  return std::clamp(rest, milliseconds(1), std::max(limit, milliseconds(1)));
 }
 
 std::optional<WorkerFailure> Executor::ensure_worker() {
@@ -103,7 +110,7 @@ void Executor::failed(CaseRecord& record, const WorkerFailure& failure, size_t s
 bool Executor::prepare(Part& part, CaseRecord& record) {
   const Stopwatch watch(record.seconds["prepare"]);
   const auto answer = worker_->prepare(part.c().problem, part.session().arena(), part.session().problem_tensors(),
-                                       choice_.limit, part.plan);
+                                       left(choice_.limit), part.plan);
   if (!answer) {
     failed(record, answer.error(), 0, part.named("prepare"));
   } else if (answer->status == ATTEST_OK) {
@@ -117,7 +124,7 @@ bool Executor::prepare(Part& part, CaseRecord& record) {
 void Executor::release(Part& part, CaseRecord& record) {
   if (!part.prepared || !worker_->alive()) return;
   const Stopwatch watch(record.seconds["prepare"]);
-  const auto released = worker_->release(choice_.limit, part.plan);
+  const auto released = worker_->release(left(choice_.limit), part.plan);
   if (!released && record.status == Status::pass) {
     failed(record, released.error(), part.steps() - 1, part.named("release"));
   }
@@ -140,11 +147,11 @@ bool Executor::step(std::vector<Part*> group, size_t s, CaseRecord& record) {
 
   std::vector<Reply> replies;
   if (group.size() == 1) {
-    auto reply = worker_->run(requests.begin()->second, choice_.limit, group.front()->plan);
+    auto reply = worker_->run(requests.begin()->second, left(choice_.limit), group.front()->plan);
     if (!reply) return failed(record, reply.error(), s, group.front()->named("run")), false;
     replies.push_back(std::move(*reply));
   } else {
-    auto together = worker_->run_together(requests, choice_.limit);
+    auto together = worker_->run_together(requests, left(choice_.limit));
     if (!together) return failed(record, together.error(), s, "runs at the same time"), false;
     replies = std::move(*together);
   }

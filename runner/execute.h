@@ -32,7 +32,7 @@ struct BackendChoice {
   WorkerOptions worker;
   /// Every worker gets a sandbox of its own, which shows it the library and what else is named there.
   std::optional<SandboxPolicy> sandbox = std::nullopt;
-  std::chrono::milliseconds limit{10000};  ///< For each call of the backend, by the parent's clock.
+  std::chrono::milliseconds limit{10000};                    ///< For each call of the backend, by the parent's clock.
   std::optional<std::chrono::milliseconds> open_limit = {};  ///< For its opening; absent: the same.
 };
 
@@ -64,8 +64,13 @@ class Executor {
     choice_.limit = limit;
     choice_.open_limit = opening;
   }
+  /// When all calls have to be over: each gets what is left until then, if that is less than its limit.
+  void set_deadline(std::chrono::steady_clock::time_point deadline) { deadline_ = deadline; }
 
  private:
+  /// A limit, or what is left until the deadline; never nothing, so that what is over times out.
+  [[nodiscard]] std::chrono::milliseconds left(std::chrono::milliseconds limit) const;
+
   /// One that is played on a plan of the worker's.
   struct Part;
 
@@ -85,6 +90,7 @@ class Executor {
   void failed(CaseRecord& record, const WorkerFailure& failure, size_t s, std::string_view during) const;
 
   BackendChoice choice_;
+  std::optional<std::chrono::steady_clock::time_point> deadline_;
   FindSubject find_;
   std::unique_ptr<Worker> worker_;
   Opened opened_;  ///< What the open backend said of itself.

@@ -400,6 +400,10 @@ Grade grade_from_json(const Json& json, const std::string& place) {
   grade.manual = manual_from_json(fields.at("manual"), fields.place("manual"));
   fields.required<double>("total");
   grade.groups = list_from(fields, "groups", group_from_json);
+  // Reports take all four for granted.
+  bool whole = grade.groups.size() == kGroups.size();
+  for (size_t i = 0; whole && i < kGroups.size(); ++i) whole = grade.groups[i].group == static_cast<Group>(i);
+  if (!whole) throw Error::at(fields.place("groups"), "wanted each of the {} groups once, in order", kGroups.size());
   grade.cases = list_from(fields, "cases", case_from_json);
   grade.checks = list_from(fields, "checks", check_from_json);
   run.notes = fields.required<std::vector<std::string>>("notes");

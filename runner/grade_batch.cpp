@@ -8,7 +8,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <set>
 
 #include "cases/sha256.h"
 #include "runner/forked.h"
@@ -19,6 +21,10 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kSchema = "attest/grades/1";
+constexpr const char* kJournal = "journal.jsonl";
+constexpr const char* kTable = "grades.csv";
+constexpr const char* kForGraders = "for_graders";
+constexpr const char* kHoldsGrades = "ignored, it is a folder of grades";
 constexpr size_t kChunk = 30000;  // of a grade on its way from a child; a message holds 32 KiB
 
 bool is_submission(const fs::path& path) {
@@ -26,51 +32,105 @@ bool is_submission(const fs::path& path) {
   return !path.filename().string().starts_with('.') && (ending == ".py" || ending == ".so");
 }
 
-/// The submission in a student's folder.
-BatchSubmission in_folder(const fs::path& folder) {
-  BatchSubmission one{printable(folder.filename().string()), {}, ""};
+/// Calls `look` for each entry of a folder; answers what went wrong.
+std::error_code each_entry(const fs::path& folder, const std::function<void(const fs::directory_entry&)>& look) {
   std::error_code failed;
+  for (fs::directory_iterator it(folder, failed); !failed && it != fs::directory_iterator(); it.increment(failed))
+    look(*it);
+  return failed;
+}
+
+/// Whether a batch has kept its journal here.
+bool has_journal(const fs::path& folder) {
+  const std::string start = fmt::format("{{\"schema\":\"{}", kSchema);
+  const UniqueFd fd(::open((folder / kJournal).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  struct stat facts {};
+  if (!fd || ::fstat(fd.get(), &facts) != 0 || !S_ISREG(facts.st_mode)) return false;
+  std::string read(start.size(), '\0');
+  return ::read(fd.get(), read.data(), read.size()) == static_cast<ssize_t>(start.size()) && read == start;
+}
+
+/// What a student's folder holds.
+void look_inside(BatchSubmission& one) {
   std::vector<fs::path> found;
-  for (const auto& entry : fs::directory_iterator(folder, failed)) {
-    if (entry.path().filename() == "kv_attention.py") {
-      one.file = entry.path();
-      return one;
-    }
+  const std::error_code failed = each_entry(one.entry, [&](const fs::directory_entry& entry) {
+    if (entry.path().filename() == "kv_attention.py") one.file = entry.path();
     if (is_submission(entry.path())) found.push_back(entry.path());
-  }
+  });
+  if (!one.file.empty()) return;
   if (failed) {
     one.problem = fmt::format("the folder cannot be read: {}", failed.message());
   } else if (found.size() == 1) {
     one.file = found.front();
+  } else if (!found.empty()) {
+    one.problem = fmt::format("the folder has {} files that may be meant, and no kv_attention.py", found.size());
+  } else if (has_journal(one.entry)) {
+    one.problem = kHoldsGrades;
+    one.ignored = true;
   } else {
-    one.problem = found.empty()
-                      ? "the folder has no kv_attention.py"
-                      : fmt::format("the folder has {} files that may be meant, and no kv_attention.py", found.size());
+    one.problem = "the folder has no kv_attention.py";
   }
-  return one;
+}
+
+/// Gives each its name. One that cannot be printed as it is could look like another's.
+void name_all(std::vector<BatchSubmission>& list) {
+  std::set<std::string> taken;
+  for (BatchSubmission& one : list) {
+    const std::string raw = one.entry.filename().string();
+    if (printable(raw) == raw) one.name = *taken.insert(raw).first;
+  }
+  for (BatchSubmission& one : list) {
+    if (!one.name.empty()) continue;
+    const std::string raw = one.entry.filename().string(), hash = sha256(raw);
+    // Somebody may bear the name with the short hash on purpose.
+    for (size_t size = 8; size <= hash.size(); size *= 2) {
+      one.name = fmt::format("{}-{}", printable(raw), hash.substr(0, size));
+      if (taken.insert(one.name).second) break;
+    }
+  }
+}
+
+void only_owner(const fs::path& path, fs::perms may) {
+  std::error_code failed;
+  if (!fs::exists(path, failed) && !failed) return;
+  if (!failed) fs::permissions(path, may, failed);
+  if (failed) throw Error::at(path.string(), "cannot be kept from others: {}", failed.message());
 }
 
 }  // namespace
 
 std::vector<BatchSubmission> find_submissions(const fs::path& folder) {
-  std::error_code failed;
   std::vector<BatchSubmission> list;
-  for (const auto& entry : fs::directory_iterator(folder, failed)) {
-    const fs::path& path = entry.path();
-    if (path.filename().string().starts_with('.') || path.filename() == "__pycache__") continue;
-    // A link to a folder would be followed to wherever it leads.
-    if (entry.is_directory() && !entry.is_symlink()) {
-      list.push_back(in_folder(path));
-    } else if (is_submission(path)) {
-      list.push_back({printable(path.filename().string()), path, ""});
+  const std::error_code failed = each_entry(folder, [&](const fs::directory_entry& entry) {
+    BatchSubmission one;
+    one.entry = entry.path();
+    const std::string raw = one.entry.filename().string();
+    if (raw.starts_with('.')) return;
+    std::error_code unknown;
+    const fs::file_status status = entry.symlink_status(unknown);
+    if (unknown) {
+      one.problem = fmt::format("cannot be looked at: {}", unknown.message());
+    } else if (fs::is_symlink(status)) {
+      one.problem = "is a symbolic link, wanted a file or a folder";  // it could lead anywhere
+    } else if (fs::is_directory(status)) {
+      if (raw == "__pycache__") return;
+      look_inside(one);
+    } else if (is_submission(one.entry)) {
+      one.file = one.entry;
+    } else {
+      one.problem = "ignored, it ends in neither .py nor .so";
+      one.ignored = true;
     }
-  }
+    list.push_back(std::move(one));
+  });
   if (failed) throw Error::at(folder.string(), "cannot be read: {}", failed.message());
-  if (list.empty()) throw Error::at(folder.string(), "has no submission: no .py or .so file, no folder with one");
+  if (std::all_of(list.begin(), list.end(), [](const BatchSubmission& one) { return one.ignored; }))
+    throw Error::at(folder.string(), "has no submission: no .py or .so file, no folder with one");
+  name_all(list);
   std::sort(list.begin(), list.end(),
             [](const BatchSubmission& a, const BatchSubmission& b) { return a.name < b.name; });
-  for (size_t i = 1; i < list.size(); ++i) {
-    if (list[i].name == list[i - 1].name) throw Error::at(folder.string(), "has \"{}\" twice", list[i].name);
+  for (const BatchSubmission& one : list) {
+    if (one.ignored) std::fprintf(stderr, "attest: %s: %s\n", one.name.c_str(), one.problem.c_str());
   }
   return list;
 }
@@ -86,9 +146,31 @@ BatchFolder::BatchFolder(fs::path path) : path_(std::move(path)) {
   if (!lock_) throw Error::at(lock.string(), "cannot be made: {}", std::strerror(errno));
   if (::flock(lock_.get(), LOCK_EX | LOCK_NB) != 0)
     throw Error::at(path_.string(), "another attest grade is at work here");
+  only_owner(path_ / kForGraders, fs::perms::owner_all);
+  only_owner(path_ / kTable, fs::perms::owner_read | fs::perms::owner_write);  // of an earlier run
 }
 
-Batch::Batch(const BatchFolder& folder, const std::string& terms) : path_(folder.path() / "journal.jsonl") {
+BatchFolder::~BatchFolder() {
+  // However the table was written.
+  ::chmod((path_ / kTable).c_str(), 0600);
+}
+
+void BatchFolder::write(const std::string& name, std::string_view bytes) const {
+  const fs::path path = path_ / name, temporary = path_ / (name + ".tmp");  // the folder is locked: one writer
+  ::unlink(temporary.c_str());
+  const UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  bool good = static_cast<bool>(fd);
+  while (good && !bytes.empty()) {
+    const ssize_t size = ::write(fd.get(), bytes.data(), bytes.size());
+    if (size < 0 && errno == EINTR) continue;
+    good = size >= 0;
+    if (good) bytes.remove_prefix(static_cast<size_t>(size));
+  }
+  if (!good || ::rename(temporary.c_str(), path.c_str()) != 0)
+    throw Error::at(path.string(), "cannot be written: {}", std::strerror(errno));
+}
+
+Batch::Batch(const BatchFolder& folder, const std::string& terms) : path_(folder.path() / kJournal) {
   const fs::path& path = path_;
   journal_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!journal_) throw Error::at(path.string(), "cannot be opened: {}", std::strerror(errno));
@@ -152,8 +234,22 @@ size_t Batch::run(const std::vector<BatchSubmission>& submissions, int jobs, std
                   const std::function<void(const Told&)>& told) {
   size_t done = 0, failed = 0;
   std::vector<const BatchSubmission*> left;
+  std::vector<std::pair<const BatchSubmission*, std::string>> ignored;
+  const auto is_ours = [&](const fs::path& place) {
+    std::error_code failure;
+    return !place.empty() && fs::equivalent(place, path_.parent_path(), failure);
+  };
+  if (!submissions.empty() && is_ours(submissions.front().entry.parent_path()))
+    throw Error::at(path_.parent_path().string(), "is the folder of the submissions. Give --out another folder");
+  const fs::path for_graders = path_.parent_path() / kForGraders;
+  std::error_code unmade;
+  fs::create_directory(for_graders, unmade);
+  if (unmade) throw Error::at(for_graders.string(), "cannot be made: {}", unmade.message());
+  only_owner(for_graders, fs::perms::owner_all);
   for (const BatchSubmission& one : submissions) {
-    if (const Grade* known = find(one.name, hash(one)); known != nullptr) {
+    if (one.ignored || (one.file.empty() && is_ours(one.entry))) {
+      ignored.emplace_back(&one, one.ignored ? one.problem : kHoldsGrades);
+    } else if (const Grade* known = find(one.name, hash(one)); known != nullptr) {
       told({++done, submissions.size(), &one, known, true, ""});
     } else {
       left.push_back(&one);
@@ -200,6 +296,7 @@ size_t Batch::run(const std::vector<BatchSubmission>& submissions, int jobs, std
     told({++done, submissions.size(), left[task], &kept, false, ""});
   };
   forked.run(left.size(), jobs);
+  for (const auto& [one, why] : ignored) told({++done, submissions.size(), one, nullptr, false, why});
   return failed;
 }
 

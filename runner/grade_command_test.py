@@ -144,6 +144,39 @@ def classes(scratch, pack):
     check(other.returncode == 2 and "other terms" in other.stderr, f"other terms: {other.stderr}")
 
 
+def odd_entries(scratch, pack):
+    """No entry of a class stops it or vanishes; what is for graders is theirs. Nothing here comes to be run."""
+    folder = scratch / "odd"
+    out = folder / "out"
+    for student in ("nobody", "a\nb", "a\\nb", "out", "out/for_graders"):
+        (folder / student).mkdir(parents=True)
+    for path in (out, out / "for_graders"):
+        path.chmod(0o755)
+    (folder / "z.py").symlink_to("z.py")
+    (folder / "dora").symlink_to(scratch, target_is_directory=True)
+    for name in ("anna.ipynb", "notes.PY", ".hidden"):
+        (folder / name).write_text("")
+    for when in ("first", "second"):
+        run = attest("grade", "--batch", folder, "--out", out, "--pack", pack)
+        check(run.returncode == 0, f"odd entries, {when}: exit code {run.returncode}: {run.stdout}{run.stderr}")
+        rows = {row["submission"]: row for row in csv.DictReader((out / "grades.csv").open(newline=""))}
+        hashed = [name for name in rows if name.startswith("a\\nb-")]
+        check(len(hashed) == 1 and sorted(set(rows) - set(hashed)) == ["a\\nb", "dora", "nobody", "z.py"],
+              f"odd entries, {when}: the table has {sorted(rows)}")
+        check(all(row["automatic"] == "0" and row["refused"] for row in rows.values()), f"odd entries: {rows}")
+        for link in ("dora", "z.py"):
+            row = rows.get(link, {})
+            check("symbolic link" in row.get("refused", ""), f"{link} is not told apart: {row}")
+        for name in ("anna.ipynb", "notes.PY"):
+            check(run.stdout.count(name) == 1 and run.stderr.count(name) == 1, f"{name}: {run.stdout}{run.stderr}")
+        check("out: ignored" in run.stdout and ".hidden" not in run.stdout + run.stderr, f"odd entries: {run.stdout}")
+        modes = [oct((out / name).stat().st_mode & 0o777) for name in ("for_graders", "grades.csv")]
+        check(modes == ["0o700", "0o600"], f"for graders, {when}: {modes}")
+    run = attest("grade", "--batch", folder, "--out", folder, "--pack", pack)
+    check(run.returncode == 2 and "another folder" in run.stderr, f"--out is the class: {run.stdout}{run.stderr}")
+    check(not (folder / "for_graders").exists(), "a refused batch leaves what looks like a student's folder")
+
+
 def main():
     template = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(prefix="attest-grade-") as folder:
@@ -160,6 +193,7 @@ def main():
             return 77
         wrong_arguments(scratch, pack)
         formats(scratch, pack, template)
+        odd_entries(scratch, pack)
         classes(scratch, pack)
     print("grade_command_test: " + (f"{failures} failures" if failures else "passed"))
     return 1 if failures else 0

@@ -10,6 +10,7 @@
 #include <csignal>
 #include <fstream>
 
+#include "cases/sha256.h"
 #include "runner/grade_batch.h"
 #include "runner/grade_report.h"
 #include "runner/grading_checks.h"
@@ -186,6 +187,18 @@ TEST_CASE("a grade survives JSON") {
   }
 }
 
+TEST_CASE("a grade without all of its groups is refused: reports take them for granted") {
+  const Json whole = to_json(grade_run(full_run(), Scheme{}));
+  for (const size_t gone : {0, 1, 2, 3}) {
+    Json json = whole;
+    json["groups"].erase(gone);
+    CHECK_THROWS_AS(grade_from_json(json, "test"), Error);
+  }
+  Json twice = whole;
+  twice["groups"][1] = twice["groups"][0];
+  CHECK_THROWS_AS(grade_from_json(twice, "test"), Error);
+}
+
 TEST_CASE("a person's points are checked") {
   const auto read = [](const char* text) { return manual_from_json(parse_json(text, "m"), "m"); };
   CHECK(read(R"({"review": 30, "bonus": 10, "comment": "c", "grader": "g"})").review == 30);
@@ -335,10 +348,90 @@ TEST_CASE("a class is found in files and folders") {
   const auto list = find_submissions(scratch.path);
   std::vector<std::string> names;
   for (const auto& one : list) names.push_back(one.name + (one.problem.empty() ? "" : "!"));
-  CHECK(names == std::vector<std::string>{"a.so", "b.py", "carol", "dan", "eve!", "frank!"});
+  CHECK(names == std::vector<std::string>{"a.so", "b.py", "carol", "dan", "eve!", "frank!", "link!", "notes.txt!"});
   CHECK(list[2].file.filename() == "kv_attention.py");
   CHECK_THROWS_AS(find_submissions(scratch.path / "frank"), Error);
   CHECK_THROWS_AS(find_submissions(scratch.path / "nowhere"), Error);
+}
+
+TEST_CASE("no entry of a class stops it or is lost") {
+  const Scratch scratch;
+  const fs::path folder = scratch.path / "class";
+  write(folder / "anna.py", "");
+  write(folder / "anna.ipynb", "");
+  write(folder / "notes.PY", "");
+  write(folder / "a\nb.py", "");
+  write(folder / "a\\nb.py", "");
+  write(folder / ("a\\nb.py-" + sha256("a\nb.py").substr(0, 8)), "");  // as if to take the other's name
+  write(folder / "out/journal.jsonl", "{\"schema\":\"attest/grades/1\",\"terms\":\"\"}\n");
+  write(folder / "liar/journal.jsonl", "{\"schema\":\"attest/grades/1\",\"terms\":\"\"}\n");
+  write(folder / "liar/kv_attention.py", "");
+  fs::create_symlink("z.py", folder / "z.py");
+  fs::create_directory_symlink("liar", folder / "dora");
+  std::map<std::string, BatchSubmission> found;
+  for (const auto& one : find_submissions(folder)) CHECK(found.emplace(one.name, one).second);
+  CHECK(found.size() == 10);
+  for (const char* link : {"z.py", "dora"}) {
+    CHECK_THAT(found.at(link).problem, ContainsSubstring("symbolic link"));
+    CHECK(found.at(link).file.empty());
+    CHECK_FALSE(found.at(link).ignored);
+  }
+  for (const char* other : {"anna.ipynb", "notes.PY", "out"}) CHECK(found.at(other).ignored);
+  CHECK(found.at("liar").problem.empty());
+  CHECK(found.at("a\\nb.py").file == folder / "a\\nb.py");
+  CHECK(found.at("a\\nb.py-" + sha256("a\nb.py").substr(0, 16)).file == folder / "a\nb.py");
+}
+
+TEST_CASE("what is ignored is told of, and has no grade") {
+  const Scratch scratch;
+  write(scratch.path / "class/anna.py", "");
+  write(scratch.path / "class/notes.PY", "");
+  const auto hash = [](const BatchSubmission&) { return std::string(64, 'b'); };
+  std::map<std::string, std::string> told;
+  const auto tell = [&](const Batch::Told& one) { told[one.submission->name] = one.grade ? "graded" : one.problem; };
+  {
+    const BatchFolder folder(scratch.path / "class/out");
+    Batch batch(folder, "terms");
+    const auto submissions = find_submissions(scratch.path / "class");
+    CHECK(batch.run(submissions, 1, std::chrono::seconds(60), hash, simple_grade, tell) == 0);
+    CHECK(told.at("anna.py") == "graded");
+    CHECK_THAT(told.at("notes.PY"), ContainsSubstring("neither"));
+    CHECK_THAT(told.at("out"), ContainsSubstring("folder of grades"));
+  }
+  {
+    // Even before its journal can be seen.
+    fs::create_directory(scratch.path / "class/new");
+    const auto submissions = find_submissions(scratch.path / "class");
+    const BatchFolder folder(scratch.path / "class/new");
+    Batch batch(folder, "terms");
+    CHECK(batch.run(submissions, 1, std::chrono::seconds(60), hash, simple_grade, tell) == 0);
+    CHECK_THAT(told.at("new"), ContainsSubstring("folder of grades"));
+  }
+  const BatchFolder folder(scratch.path / "class");
+  Batch batch(folder, "terms");
+  CHECK_THROWS_WITH(
+      batch.run(find_submissions(scratch.path / "class"), 1, std::chrono::seconds(60), hash, simple_grade, tell),
+      ContainsSubstring("another folder"));
+}
+
+TEST_CASE("what is for graders is their own, in a folder that all may read") {
+  const Scratch scratch;
+  const fs::path out = scratch.path / "out";
+  const auto mode = [&](const char* name) { return static_cast<int>(fs::status(out / name).permissions()); };
+  write(out / "grades.csv", "old");
+  fs::create_directory(out / "for_graders");
+  for (const char* name : {".", "for_graders"}) fs::permissions(out / name, fs::perms(0755));
+  fs::permissions(out / "grades.csv", fs::perms(0644));
+  {
+    const BatchFolder folder(out);
+    CHECK(mode("for_graders") == 0700);
+    CHECK(mode("grades.csv") == 0600);
+    folder.write("grades.csv", "new");
+    CHECK(mode("grades.csv") == 0600);
+    CHECK(read_file(out / "grades.csv") == "new");
+    fs::permissions(out / "grades.csv", fs::perms(0644));
+  }
+  CHECK(mode("grades.csv") == 0600);
 }
 
 TEST_CASE("two names never become one file") {

@@ -208,6 +208,7 @@ class Grading::Session {
     write_file(staged, file_.bytes);
     fs::permissions(staged, fs::perms::owner_read | fs::perms::group_read | fs::perms::others_read);
     executor_.emplace(grading_.backend(file_.kind, staged));
+    executor_->set_deadline(start_ + setup_.total);
     const auto opened = executor_->open();
     run_.opening = seconds_since(start_);
     if (!opened) {

@@ -17,7 +17,10 @@ std::string did(const Json& call) {
   if (const Json raised = call.value("raised", Json()); raised.is_string()) {
     const Json error = call.value("error", Json());
     const std::string words = error.is_string() ? error.get<std::string>() : "";
-    return fmt::format("raised {}{}{}", raised.get<std::string>(), words.empty() ? "" : ": ", shortened(words, kSaid));
+    const std::string type = raised.get<std::string>();
+    // A worker's words begin with the type themselves.
+    if (words.starts_with(type + ":")) return "raised " + shortened(words, kSaid);
+    return fmt::format("raised {}{}{}", type, words.empty() ? "" : ": ", shortened(words, kSaid));
   }
   return "returned " +
          shortened(call.value("returned", Json()).dump(-1, ' ', false, Json::error_handler_t::replace), kSaid);

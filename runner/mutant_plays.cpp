@@ -18,7 +18,7 @@ namespace {
 /// The correct backend without any option.
 constexpr const char* kPlain = "plain";
 /// Cases that cost more are played with the bugs that they name, and few others.
-constexpr double kCostly = 1.5e8;
+constexpr double kCostly = 4e7;
 /// Of the correct variants, one in so many plays a costly case; the plain one always.
 constexpr size_t kSample = 8;
 constexpr size_t kReasonColumns = 300;

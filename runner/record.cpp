@@ -263,17 +263,20 @@ void sort_by_plan(std::vector<CaseRecord>& cases) {
 }
 
 Records read_records(const std::filesystem::path& path) {
-  const std::string text = read_file(path);
+  return records_from_text(read_file(path), path.string());
+}
+
+Records records_from_text(std::string_view text, const std::string& file) {
   Records records;
   std::set<std::string> ids;
-  std::string place = path.string() + ":1";
+  std::string place = file + ":1";
   bool has_run = false;
   int64_t line_number = 0;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     const std::string_view line(text.data() + begin, end - begin);
     begin = end + 1;
-    place = fmt::format("{}:{}", path.string(), ++line_number);
+    place = fmt::format("{}:{}", file, ++line_number);
     if (line.empty()) throw Error::at(place, "the line is empty, wanted a record");
     const Json json = parse_json(line, place);
     Fields fields(json, place);

@@ -12,6 +12,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cases/json.h"
@@ -98,6 +99,8 @@ void sort_by_plan(std::vector<CaseRecord>& cases);
 /// Reads a records file, cases in plan order; throws on a broken line, an unknown field, a missing or second `run`
 /// line, a duplicate case.
 Records read_records(const std::filesystem::path& path);
+/// The same of a file's text; `file` names it in errors.
+Records records_from_text(std::string_view text, const std::string& file);
 
 /// What the records say of one profile.
 struct ProfileResult {

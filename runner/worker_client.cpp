@@ -154,6 +154,52 @@ std::string not_as_agreed(const Error& error) {
 
 }  // namespace
 
+Reply reply_from_json(const Json& json, bool timed) {
+  Fields fields(json, "reply");
+  Reply reply = read_reply(fields, timed);
+  fields.finish();
+  return reply;
+}
+
+Opened opened_from_json(const Json& json) {
+  Fields fields(json, "reply");
+  Opened opened;
+  opened.reply = read_reply(fields, false);
+  opened.declarations = Json::object();
+  if (opened.reply.status == ATTEST_OK) {
+    const auto text = [&](const char* name) {
+      return protocol::printable(fields.required<std::string>(name), protocol::kMaxMessage);
+    };
+    opened.name = text(field::name);
+    opened.version = text(field::version);
+    opened.description = text(field::description);
+    opened.device = text(field::device);
+    opened.abi_version = fields.required<int64_t>(field::abi_version);
+    opened.declarations = fields.at(field::declarations);
+    if (!opened.declarations.is_object()) throw Error::at(fields.place(field::declarations), "wanted an object");
+  }
+  fields.finish();
+  return opened;
+}
+
+std::vector<Reply> replies_from_json(const Json& json, size_t count) {
+  Fields fields(json, "reply");
+  const Reply whole = read_reply(fields, false);
+  if (whole.status != ATTEST_OK) throw Error("it cannot run together: " + whole.message);
+  const Json& list = fields.array(field::replies);
+  fields.finish();
+  if (list.size() != count) {
+    throw Error::at(fields.place(field::replies), "got {}, wanted {}", list.size(), count);
+  }
+  std::vector<Reply> replies;
+  for (size_t i = 0; i < list.size(); ++i) {
+    Fields one(list[i], fmt::format("{}[{}]", fields.place(field::replies), i));
+    replies.push_back(read_reply(one, true));
+    one.finish();
+  }
+  return replies;
+}
+
 Worker::Worker(const WorkerOptions& options) {
   if (options.command.empty()) throw std::logic_error("Worker: no command");
   Ends socket = make_socketpair();
@@ -370,9 +416,7 @@ Worker::Result<Reply> Worker::ask(Json request, std::optional<int> fd, Duration 
   const Result<Json> json = call(std::move(request), fd, limit);
   if (!json) return tl::unexpected(json.error());
   try {
-    Fields fields(*json, "reply");
-    Reply reply = read_reply(fields, timed);
-    fields.finish();
+    Reply reply = reply_from_json(*json, timed);
     reply.elapsed = seconds(Clock::now() - start);
     return reply;
   } catch (const Error& error) {
@@ -390,23 +434,7 @@ Worker::Result<Opened> Worker::open(const std::string& library, const std::map<s
                                  std::nullopt, limit);
   if (!json) return tl::unexpected(json.error());
   try {
-    Fields fields(*json, "reply");
-    Opened opened;
-    opened.reply = read_reply(fields, false);
-    opened.declarations = Json::object();
-    if (opened.reply.status == ATTEST_OK) {
-      const auto text = [&](const char* name) {
-        return protocol::printable(fields.required<std::string>(name), protocol::kMaxMessage);
-      };
-      opened.name = text(field::name);
-      opened.version = text(field::version);
-      opened.description = text(field::description);
-      opened.device = text(field::device);
-      opened.abi_version = fields.required<int64_t>(field::abi_version);
-      opened.declarations = fields.at(field::declarations);
-      if (!opened.declarations.is_object()) throw Error::at(fields.place(field::declarations), "wanted an object");
-    }
-    fields.finish();
+    Opened opened = opened_from_json(*json);
     opened.reply.elapsed = seconds(Clock::now() - start);
     return opened;
   } catch (const Error& error) {
@@ -437,22 +465,8 @@ Worker::Result<std::vector<Reply>> Worker::run_together(const std::map<int64_t, 
   const Result<Json> json = call({{field::op, op::run_together}, {field::runs, std::move(runs)}}, std::nullopt, limit);
   if (!json) return tl::unexpected(json.error());
   try {
-    Fields fields(*json, "reply");
-    const Reply whole = read_reply(fields, false);
-    if (whole.status != ATTEST_OK)
-      return fail(WorkerFailure::Kind::garbage, "it cannot run together: " + whole.message);
-    const Json& list = fields.array(field::replies);
-    fields.finish();
-    if (list.size() != requests.size()) {
-      throw Error::at(fields.place(field::replies), "got {}, wanted {}", list.size(), requests.size());
-    }
-    std::vector<Reply> replies;
-    for (size_t i = 0; i < list.size(); ++i) {
-      Fields one(list[i], fmt::format("{}[{}]", fields.place(field::replies), i));
-      replies.push_back(read_reply(one, true));
-      one.finish();
-      replies.back().elapsed = seconds(Clock::now() - start);
-    }
+    std::vector<Reply> replies = replies_from_json(*json, requests.size());
+    for (Reply& reply : replies) reply.elapsed = seconds(Clock::now() - start);
     return replies;
   } catch (const Error& error) {
     return fail(WorkerFailure::Kind::garbage, not_as_agreed(error));

@@ -84,6 +84,11 @@ struct Opened {
   Json declarations;  ///< An object.
 };
 
+/// What replies say, their nonce taken off; `elapsed` is the caller's to know. Throw Error on what is not as agreed.
+Reply reply_from_json(const Json& json, bool timed);  ///< `timed`: of run, which has `seconds`.
+Opened opened_from_json(const Json& json);
+std::vector<Reply> replies_from_json(const Json& json, size_t count);  ///< Of run_together.
+
 /// One step, as spec/attest/backend.h has it. A tensor that is not named is NULL.
 struct RunRequest {
   protocol::Tensors tensors;
