@@ -27,11 +27,10 @@ constexpr std::int64_t most_queries = 8;
 constexpr std::int64_t chunk_keys = 256;
 constexpr std::int64_t leading = chunk_keys + row_padding;
 
-// Where the heads of a token lie side by side, so many keys are read of one head before the next one's turn: the memory
-// between two rows of a head is not left for later, when its pages would have to be opened again.
-constexpr std::int64_t tile_keys = 16;
-// Bytes of neighbouring heads that are taken together: a page.
-constexpr std::int64_t bytes_at_once = 4096;
+// A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
+// into the second-level cache.
+constexpr std::int64_t tile_bytes = 64 * 1024;
+constexpr std::int64_t least_tile = 4, most_tile = 16;
 
 /// All keys that any of the queries sees: from the first one's to the last one's.
 abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
@@ -44,27 +43,33 @@ void multiply(float* to, std::int64_t count, const float* factors) {
 }
 
 /// Calls visit(head, rows, at) for each tile of a chunk's rows: heads [head, head + heads) in turn, keys [first + at,
-/// ...) of one storage. `row`: what `list` made.
+/// ...) of one storage. Memory is fetched in its own order, a tile ahead; behind the last tile comes `then`.
 template <class Visit>
-void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t heads, std::int64_t first,
-               std::int64_t end, const char* const* row, Visit&& visit) {
-  for (std::int64_t from = first; from < end; from += tile_keys) {
-    const std::int64_t to = std::min(from + tile_keys, end), count = to - from;
-    const std::int64_t cached = std::clamp(of.past(b), from, to) - from;
-    for (std::int64_t h = 0; h < heads; ++h, row += count) {
-      if (cached > 0) visit(h, RowBlock{of.cached_storage(), row, cached, width}, from - first);
-      if (cached < count) visit(h, RowBlock{Storage::f32, row + cached, count - cached, width}, from - first + cached);
+void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
+               std::int64_t first, std::int64_t end, const RowRun* then, Visit&& visit) {
+  const auto tile_at = [&](std::int64_t from) {
+    RowRun run = of.run(b, from, end);
+    const std::int64_t row = heads * width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
+    run.count = std::min(run.count, std::clamp(tile_bytes / row, least_tile, most_tile));
+    run.data += head * run.head_bytes;
+    return run;
+  };
+  RowRun next = tile_at(first);
+  for (std::int64_t from = first; from < end;) {
+    const RowRun tile = next;
+    const std::int64_t after = from + tile.count;
+    next = after < end ? tile_at(after) : then != nullptr ? *then : tile;
+    const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(next.storage));
+    // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
+    const bool dense = next.head_bytes == bytes && next.row_bytes == heads * bytes;
+    for (std::int64_t h = 0; h < heads; ++h) {
+      visit(h,
+            RowBlock{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width,
+                     next.data + h * (dense ? tile.count * bytes : next.head_bytes), dense ? bytes : next.row_bytes},
+            from - first);
     }
+    from = after;
   }
-}
-
-/// The rows in the order of `each_tile`; answers the end of what it wrote.
-const char** list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t heads, std::int64_t first,
-                  std::int64_t end, const char** to) {
-  for (std::int64_t from = first; from < end; from += tile_keys) {
-    for (std::int64_t h = 0; h < heads; ++h) to = of.rows(b, head + h, from, std::min(from + tile_keys, end), to);
-  }
-  return to;
 }
 
 }  // namespace
@@ -89,10 +94,9 @@ bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
 /// KV heads of a chunk, where the step has `tasks` of one head. No result depends on it.
 std::int64_t FlashDecode::heads_at_once(const AttentionStep& step, std::int64_t tasks) const {
   if (!step.key.heads_adjacent() || !step.value.heads_adjacent()) return 1;
-  const std::int64_t row = qk_dim_ * problem_.cache_dtype.bits / 8;
   // Every thread shall have a few chunks.
   const std::int64_t most = tasks / (4 * static_cast<std::int64_t>(spaces_.size()));
-  return std::max<std::int64_t>(1, std::min({problem_.kv_heads, bytes_at_once / std::max<std::int64_t>(row, 1), most}));
+  return std::clamp<std::int64_t>(most, 1, problem_.kv_heads);
 }
 
 /// Lists the chunks, and answers how many rows their parts have.
@@ -133,20 +137,17 @@ void FlashDecode::run(const AttentionStep& step) {
   if (rows == 0) return;
   parts_.resize(static_cast<std::size_t>(rows));
   (void)blended_.get(rows * padded(v_dim_));
-  std::int64_t multiply_adds = 0, most_taken = 0, most_heads = 0;
+  std::int64_t multiply_adds = 0, most_taken = 0;
   for (const Chunk& chunk : chunks_) {
     multiply_adds += chunk.heads * chunk.rows * (chunk.end - chunk.first) * (qk_dim_ + v_dim_);
     most_taken = std::max(most_taken, chunk.heads * chunk.rows);
-    most_heads = std::max(most_heads, chunk.heads);
   }
   const auto chunks = static_cast<std::int64_t>(chunks_.size());
   const int threads =
       static_cast<int>(std::min<std::int64_t>(chunks, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // What may fail for lack of memory comes first: an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) {
-    Workspace& space = spaces_[static_cast<std::size_t>(i)];
-    (void)space.floats.get(most_taken * (padded(qk_dim_) + leading) + leading);
-    space.rows.resize(static_cast<std::size_t>(2 * most_heads * chunk_keys + rows_ahead));
+    (void)spaces_[static_cast<std::size_t>(i)].get(most_taken * (padded(qk_dim_) + leading) + leading);
   }
   // One parallel loop: waiting for each other twice would cost more than it saves where the step is short.
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
@@ -161,10 +162,10 @@ void FlashDecode::run(const AttentionStep& step) {
 
 /// Row r of a head is query token r / group of the group's head r % group: the whole group shares each pass over its
 /// keys.
-void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Workspace& space) {
+void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Scratch& space) {
   const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
   const std::int64_t first = chunk.first, end = chunk.end, count = end - first;
-  float* const query = space.floats.get(0);
+  float* const query = space.get(0);
   float* const products = query + all * wide;
   float* const factors = products + all * leading;
   for (std::int64_t r = 0; r < all; ++r) {
@@ -178,12 +179,6 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Workspac
   std::fill(blended, blended + all * padded(v_dim_), 0.0f);
   if (count <= 0) return;
 
-  // All rows in the order in which they are read, so that the next ones can be fetched.
-  const char** const keys = space.rows.data();
-  const char** const values = list(step.key, b, chunk.kv_head, chunk.heads, first, end, keys);
-  const char** const last = list(step.value, b, chunk.kv_head, chunk.heads, first, end, values);
-  std::fill(last, last + rows_ahead, last[-1]);
-
   const auto scale = [&](const KvRows& of) {
     if (!of.scaled()) return;
     for (std::int64_t h = 0; h < chunk.heads; ++h) {
@@ -191,14 +186,16 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Workspac
       for (std::int64_t r = h * rows; r < (h + 1) * rows; ++r) multiply(products + r * leading, count, factors);
     }
   };
-  each_tile(step.key, qk_dim_, b, chunk.heads, first, end, keys,
+  RowRun values = step.value.run(b, first, end);
+  values.data += chunk.kv_head * values.head_bytes;
+  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, &values,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.multiply(block, query + h * rows * wide, rows, products + h * rows * leading + at, leading);
             });
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_tile(step.value, v_dim_, b, chunk.heads, first, end, values,
+  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, nullptr,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.blend(block, products + h * rows * leading + at, leading, rows,
                              blended + h * rows * padded(v_dim_));

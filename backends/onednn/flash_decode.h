@@ -41,14 +41,9 @@ class FlashDecode {
     float largest;  ///< Logit; -infinity where the row sees nothing.
     double sum;     ///< Of exp(logit - largest).
   };
-  struct Workspace {
-    Scratch floats;
-    std::vector<const char*> rows;
-  };
-
   std::int64_t cut(const AttentionStep& step);
   [[nodiscard]] std::int64_t heads_at_once(const AttentionStep& step, std::int64_t tasks) const;
-  void attend(const AttentionStep& step, const Chunk& chunk, Workspace& space);
+  void attend(const AttentionStep& step, const Chunk& chunk, Scratch& space);
   void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);
   void join(const AttentionStep& step, const Whole& whole);
 
@@ -60,8 +55,8 @@ class FlashDecode {
   std::vector<Chunk> chunks_;
   std::vector<Whole> wholes_;
   std::vector<Part> parts_;
-  Scratch blended_;                ///< The parts' sums of weighted values, padded(v_dim_) floats each.
-  std::vector<Workspace> spaces_;  ///< One a thread.
+  Scratch blended_;              ///< The parts' sums of weighted values, padded(v_dim_) floats each.
+  std::vector<Scratch> spaces_;  ///< One a thread.
 };
 
 }  // namespace attest::onednn

@@ -66,16 +66,14 @@ Matrix KvRows::matrix(std::int64_t b, std::int64_t head, std::int64_t first, std
   return {space, width, rows};
 }
 
-const char** KvRows::rows(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end,
-                          const char** to) const {
+RowRun KvRows::run(std::int64_t b, std::int64_t first, std::int64_t end) const {
   const std::int64_t past = past_[b];
-  while (first < end && first < past) {
-    const char* row = static_cast<const char*>(cache_->at(cache_->slot(b, first), head));
-    const std::int64_t stop = std::min({end, past, first + cache_->run(first)});
-    for (; first < stop; ++first, row += cache_->slot_bytes()) *to++ = row;
+  if (first < past) {
+    return {cache_->storage(), static_cast<const char*>(cache_->at(cache_->slot(b, first), 0)), cache_->slot_bytes(),
+            cache_->head_bytes(), std::min({end, past, first + cache_->run(first)}) - first};
   }
-  for (; first < end; ++first) *to++ = static_cast<const char*>(fresh_.at(b, first - past, head));
-  return to;
+  return {fresh_.storage, static_cast<const char*>(fresh_.at(b, first - past, 0)), fresh_.token * fresh_.element(),
+          fresh_.head * fresh_.element(), end - first};
 }
 
 void KvRows::scales(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {

@@ -40,13 +40,16 @@ class CachedHeads {
   /// How many positions from this one on, itself included, lie evenly at `slot_bytes`.
   [[nodiscard]] std::int64_t run(std::int64_t position) const { return even_ - position % even_; }
   [[nodiscard]] bool heads_adjacent() const { return codes_.stride(2) < codes_.stride(1); }
-  [[nodiscard]] std::int64_t slot_bytes() const {
-    return codes_.stride(1) * static_cast<std::int64_t>(abi::bytes_of(codes_.storage()));
-  }
+  [[nodiscard]] std::int64_t slot_bytes() const { return bytes(codes_.stride(1)); }
+  [[nodiscard]] std::int64_t head_bytes() const { return bytes(codes_.stride(2)); }
   [[nodiscard]] Storage storage() const { return codes_.storage(); }
   [[nodiscard]] std::int64_t channel_stride() const { return codes_.stride(3); }
 
  private:
+  [[nodiscard]] std::int64_t bytes(std::int64_t elements) const {
+    return elements * static_cast<std::int64_t>(abi::bytes_of(codes_.storage()));
+  }
+
   abi::Slots slots_;
   abi::NumberView<4> codes_;
   abi::View<float, 3> scales_;
@@ -58,6 +61,13 @@ class CachedHeads {
 struct Matrix {
   const float* data;
   std::int64_t leading, rows;
+};
+
+/// Rows that lie evenly: head h of row i begins at data + i * row_bytes + h * head_bytes.
+struct RowRun {
+  Storage storage;
+  const char* data;
+  std::int64_t row_bytes, head_bytes, count;
 };
 
 /// What attention reads: f32 rows by sequence, head and position.
@@ -72,7 +82,7 @@ class KvRows {
   /// Floats that `space` must have.
   [[nodiscard]] std::int64_t space() const;
 
-  // Row by row, as they are stored: positions before past(b) as `cached_storage`, the others as f32.
+  // Row by row, as they are stored: cached positions as the cache has them, new ones as f32.
 
   /// Whether every row's channels are adjacent.
   [[nodiscard]] bool rows_adjacent() const {
@@ -80,10 +90,8 @@ class KvRows {
   }
   /// Whether a token's heads lie closer together than a head's tokens.
   [[nodiscard]] bool heads_adjacent() const { return cache_ ? cache_->heads_adjacent() : fresh_.head < fresh_.token; }
-  [[nodiscard]] std::int64_t past(std::int64_t b) const { return past_[b]; }
-  [[nodiscard]] Storage cached_storage() const { return cache_->storage(); }
-  /// Writes where each row [first, end) begins to `to`, and answers the end of what it wrote.
-  const char** rows(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, const char** to) const;
+  /// Positions from `first` on, as many as lie evenly, at most up to `end`.
+  [[nodiscard]] RowRun run(std::int64_t b, std::int64_t first, std::int64_t end) const;
   /// Whether cached rows are codes, to be multiplied by `scales`.
   [[nodiscard]] bool scaled() const { return cache_ && cache_->scaled(); }
   /// Writes each row's scale to `to`; 1 for rows that are no codes.

@@ -14,16 +14,16 @@
 
 namespace attest::onednn {
 
-/// Rows of `width` adjacent elements anywhere in memory. Behind `row[count - 1]` there are `rows_ahead` more pointers:
-/// what will be read next. They are only fetched ahead, so they may point anywhere.
+/// Rows of `width` adjacent elements, row j at first + j * stride (in bytes). While it is worked on, as many bytes from
+/// ahead + j * ahead_stride on are fetched into the cache: what will be read soon. They are not read, so `ahead` may
+/// point anywhere.
 struct RowBlock {
   abi::Storage storage;
-  const char* const* row;
-  std::int64_t count, width;
+  const char* first;
+  std::int64_t stride, count, width;
+  const char* ahead;
+  std::int64_t ahead_stride;
 };
-
-/// How far ahead rows are fetched.
-constexpr std::int64_t rows_ahead = 16;
 
 /// Floats of a padded row, of any width; most lanes that a kernel has.
 constexpr std::int64_t row_padding = 16;

@@ -195,9 +195,8 @@ inline Floats sums_of(const Floats* vectors) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The products
 
-/// Rows of a folded group do more arithmetic than the machine's own fetching ahead expects, and rows lie apart: so the
-/// ones to come are asked for by name, each once. Into the second-level cache: rows a multiple of 4 KiB apart share so
-/// few sets of the first that they would push each other out.
+/// Into the second-level cache: rows a multiple of 4 KiB apart share so few sets of the first that they would push each
+/// other out.
 inline void fetch(const char* from, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
@@ -205,7 +204,8 @@ inline void fetch(const char* from, std::int64_t bytes) {
 /// The vectors of products of `queries` query rows with `keys` key rows, whose lanes are still to be added up. Several
 /// keys at once share each load of a query; several sums a product (`chains`) keep the adders busy.
 template <Storage storage, int queries, int keys, int chains>
-inline void multiply_rows(const char* const* row, std::int64_t width, const float* query, Floats* sums) {
+inline void multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
+                          Floats* sums) {
   constexpr std::int64_t step = chains * lanes;
   const std::int64_t apart = padded(width);
   Floats sum[queries][keys][chains];  // Not `= {}`: GCC would clear memory instead of registers.
@@ -219,7 +219,7 @@ inline void multiply_rows(const char* const* row, std::int64_t width, const floa
     for (int u = 0; u < chains; ++u) {
       const std::int64_t at = c + u * lanes;
       Floats key[keys];
-      for (int k = 0; k < keys; ++k) key[k] = load<storage>(row[k] + at * element_bytes<storage>);
+      for (int k = 0; k < keys; ++k) key[k] = load<storage>(first + k * stride + at * element_bytes<storage>);
       for (int r = 0; r < queries; ++r) {
         const Floats q = load_floats(query + r * apart + at);
         for (int k = 0; k < keys; ++k) sum[r][k][u] += key[k] * q;
@@ -228,7 +228,7 @@ inline void multiply_rows(const char* const* row, std::int64_t width, const floa
   }
   for (; c < width; c += lanes) {
     for (int k = 0; k < keys; ++k) {
-      const char* const from = row[k] + c * element_bytes<storage>;
+      const char* const from = first + k * stride + c * element_bytes<storage>;
       const Floats key = width - c >= lanes ? load<storage>(from) : load_some<storage>(from, width - c);
       for (int r = 0; r < queries; ++r) sum[r][k][0] += key * load_floats(query + r * apart + c);
     }
@@ -242,21 +242,25 @@ inline void multiply_rows(const char* const* row, std::int64_t width, const floa
   }
 }
 
-/// `queries` query rows with `tile` key rows, at most `lanes` of these.
+/// `queries` query rows with `tile` key rows from j0 on, at most `lanes` of these.
 template <Storage storage, int queries>
-inline void multiply_tile(const char* const* row, std::int64_t tile, std::int64_t width, const float* query,
+inline void multiply_tile(const RowBlock& block, std::int64_t j0, std::int64_t tile, const float* query,
                           float* products, std::int64_t leading, bool fetches) {
   constexpr int keys = queries == 1 ? 1 : 2, chains = queries == 4 ? 1 : queries == 2 ? 2 : 4;
+  const char* const first = block.first + j0 * block.stride;
+  const char* const ahead = block.ahead + j0 * block.ahead_stride;
+  const std::int64_t width = block.width;
   Floats sums[queries][lanes];
   std::int64_t j = 0;
   for (; j + keys <= tile; j += keys) {
-    if (fetches) {
-      for (int k = 0; k < keys; ++k) fetch(row[j + k + rows_ahead], width * element_bytes<storage>);
+    for (int k = 0; fetches && k < keys; ++k) {
+      fetch(ahead + (j + k) * block.ahead_stride, width * element_bytes<storage>);
     }
-    multiply_rows<storage, queries, keys, chains>(row + j, width, query, &sums[0][j]);
+    multiply_rows<storage, queries, keys, chains>(first + j * block.stride, block.stride, width, query, &sums[0][j]);
   }
   for (; j < tile; ++j) {
-    multiply_rows<storage, queries, 1, chains>(row + j, width, query, &sums[0][j]);
+    if (fetches) fetch(ahead + j * block.ahead_stride, width * element_bytes<storage>);
+    multiply_rows<storage, queries, 1, chains>(first + j * block.stride, block.stride, width, query, &sums[0][j]);
   }
   for (; j < lanes; ++j) {
     for (int r = 0; r < queries; ++r) sums[r][j] = Floats{};
@@ -270,12 +274,10 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
   const std::int64_t apart = padded(keys.width);
   for (std::int64_t j = 0; j < keys.count; j += lanes) {
     const std::int64_t tile = keys.count - j < lanes ? keys.count - j : lanes;
-    const char* const* const row = keys.row + j;
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        multiply_tile<storage, taken>(row, tile, keys.width, query + r * apart, products + r * leading + j, leading,
-                                      r == 0);
+        multiply_tile<storage, taken>(keys, j, tile, query + r * apart, products + r * leading + j, leading, r == 0);
       }
     };
     take.template operator()<4>();
@@ -292,17 +294,18 @@ constexpr std::int64_t blend_tile = 16;
 
 /// `vectors` vectors from column c on of `queries` rows.
 template <Storage storage, int queries, int vectors, bool partial>
-inline void blend_columns(const char* const* row, std::int64_t tile, std::int64_t c, std::int64_t width,
-                          const float* weights, std::int64_t leading, float* blended, bool fetches) {
-  const std::int64_t apart = padded(width);
+inline void blend_columns(const RowBlock& block, std::int64_t c, const float* weights, std::int64_t leading,
+                          float* blended, bool fetches) {
+  const std::int64_t width = block.width, apart = padded(width);
   Floats sum[queries][vectors];
   for (int r = 0; r < queries; ++r) {
     for (int v = 0; v < vectors; ++v) sum[r][v] = load_floats(blended + r * apart + c + v * lanes);
   }
-  for (std::int64_t j = 0; j < tile; ++j) {
-    const char* const from = row[j] + c * element_bytes<storage>;
+  for (std::int64_t j = 0; j < block.count; ++j) {
+    const char* const from = block.first + j * block.stride + c * element_bytes<storage>;
     if (fetches) {
-      fetch(row[j + rows_ahead] + c * element_bytes<storage>, vectors * lanes * element_bytes<storage>);
+      fetch(block.ahead + j * block.ahead_stride + c * element_bytes<storage>,
+            vectors * lanes * element_bytes<storage>);
     }
     Floats value[vectors];
     for (int v = 0; v < vectors; ++v) {
@@ -321,18 +324,18 @@ inline void blend_columns(const char* const* row, std::int64_t tile, std::int64_
 
 /// As many vectors at a time as leave registers for the values.
 template <Storage storage, int queries>
-inline void blend_rows(const char* const* row, std::int64_t tile, std::int64_t width, const float* weights,
-                       std::int64_t leading, float* blended, bool fetches) {
+inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended,
+                       bool fetches) {
   constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8,
                 vectors = registers / queries < 8 ? registers / queries : 8;
   std::int64_t c = 0;
-  for (; c + vectors * lanes <= width; c += vectors * lanes) {
-    blend_columns<storage, queries, vectors, false>(row, tile, c, width, weights, leading, blended, fetches);
+  for (; c + vectors * lanes <= block.width; c += vectors * lanes) {
+    blend_columns<storage, queries, vectors, false>(block, c, weights, leading, blended, fetches);
   }
-  for (; c + lanes <= width; c += lanes) {
-    blend_columns<storage, queries, 1, false>(row, tile, c, width, weights, leading, blended, fetches);
+  for (; c + lanes <= block.width; c += lanes) {
+    blend_columns<storage, queries, 1, false>(block, c, weights, leading, blended, fetches);
   }
-  if (c < width) blend_columns<storage, queries, 1, true>(row, tile, c, width, weights, leading, blended, fetches);
+  if (c < block.width) blend_columns<storage, queries, 1, true>(block, c, weights, leading, blended, fetches);
 }
 
 template <Storage storage>
@@ -341,12 +344,12 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
   const std::int64_t apart = padded(values.width);
   for (std::int64_t j = 0; j < values.count; j += blend_tile) {
     const std::int64_t tile = values.count - j < blend_tile ? values.count - j : blend_tile;
-    const char* const* const row = values.row + j;
+    RowBlock block = values;
+    block.first += j * values.stride, block.count = tile, block.ahead += j * values.ahead_stride;
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        blend_rows<storage, taken>(row, tile, values.width, weights + r * leading + j, leading, blended + r * apart,
-                                   r == 0);
+        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart, r == 0);
       }
     };
     take.template operator()<4>();
