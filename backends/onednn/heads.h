@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace attest::onednn {
@@ -55,7 +56,7 @@ std::vector<char*> rows_of(const Heads& heads, const Counts& first, const Counts
 void copy_rows(const Heads& from, const std::vector<char*>& from_rows, const Heads& to,
                const std::vector<char*>& to_rows);
 
-/// Memory that grows and is not cleared.
+/// Memory that grows and is not cleared. It begins where a cache line does: vectors that lie across two cost twice.
 class Scratch {
  public:
   /// At least `count` floats; what an earlier call gave is void.
@@ -63,14 +64,19 @@ class Scratch {
     if (count > size_) {
       memory_.reset();
       size_ = 0;
-      memory_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count));
+      memory_.reset(static_cast<float*>(::operator new(static_cast<std::size_t>(count) * sizeof(float), line)));
       size_ = count;
     }
     return memory_.get();
   }
 
  private:
-  std::unique_ptr<float[]> memory_;
+  static constexpr std::align_val_t line{64};
+  struct Free {
+    void operator()(float* memory) const { ::operator delete(memory, line); }
+  };
+
+  std::unique_ptr<float[], Free> memory_;
   std::int64_t size_ = 0;
 };
 

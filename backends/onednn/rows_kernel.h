@@ -201,83 +201,85 @@ inline void fetch(const char* from, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
-/// The vectors of products of `queries` query rows with `keys` key rows, whose lanes are still to be added up. Several
-/// keys at once share each load of a query; several sums a product (`chains`) keep the adders busy.
-template <Storage storage, int queries, int keys, int chains>
-inline void multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
-                          Floats* sums) {
-  constexpr std::int64_t step = chains * lanes;
+/// Lane r * keys + k: query row r times key row k. Each load of a key serves all the queries, and the sums leave the
+/// registers as results. `even`: the width is a number of vectors. The loops over registers are unrolled before
+/// anything else sees them, and those over channels run at least once: else GCC keeps the sums in memory.
+template <Storage storage, int queries, int keys, bool even, bool fetches>
+inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
+                            const char* ahead, std::int64_t ahead_stride) {
+  // Rows may all lie a multiple of 4 KiB apart, where a cache holds few of them: four at a time.
+  constexpr int together = keys < 4 ? keys : 4;
   const std::int64_t apart = padded(width);
-  Floats sum[queries][keys][chains];  // Not `= {}`: GCC would clear memory instead of registers.
-  for (int r = 0; r < queries; ++r) {
-    for (int k = 0; k < keys; ++k) {
-      for (int u = 0; u < chains; ++u) sum[r][k][u] = Floats{};
-    }
-  }
-  std::int64_t c = 0;
-  for (; c + step <= width; c += step) {
-    for (int u = 0; u < chains; ++u) {
-      const std::int64_t at = c + u * lanes;
-      Floats key[keys];
-      for (int k = 0; k < keys; ++k) key[k] = load<storage>(first + k * stride + at * element_bytes<storage>);
-      for (int r = 0; r < queries; ++r) {
-        const Floats q = load_floats(query + r * apart + at);
-        for (int k = 0; k < keys; ++k) sum[r][k][u] += key[k] * q;
+  Floats sums[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) sums[i] = Floats{};
+#pragma GCC unroll 4
+  for (int k0 = 0; k0 < keys; k0 += together) {
+    const char* const row = first + k0 * stride;
+    const auto take = [&](std::int64_t c, const auto& key_of) __attribute__((always_inline)) {
+      Floats key[together];
+#pragma GCC unroll 4
+      for (int k = 0; k < together; ++k) {
+        if constexpr (fetches) {
+          __builtin_prefetch(ahead + (k0 + k) * ahead_stride + c * element_bytes<storage>, 0, 2);
+        }
+        key[k] = key_of(row + k * stride + c * element_bytes<storage>);
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < queries; ++r) {
+        const Floats q = load_floats(query + r * apart + c);
+#pragma GCC unroll 4
+        for (int k = 0; k < together; ++k) sums[r * keys + k0 + k] += key[k] * q;
+      }
+    };
+    std::int64_t c = 0;
+    if constexpr (even) {
+      do {
+        take(c, [](const char* from) { return load<storage>(from); });
+        c += lanes;
+      } while (c < width);
+    } else {
+      for (; c + lanes <= width; c += lanes) take(c, [](const char* from) { return load<storage>(from); });
+      take(c, [&](const char* from) { return load_some<storage>(from, width - c); });
     }
   }
-  for (; c < width; c += lanes) {
-    for (int k = 0; k < keys; ++k) {
-      const char* const from = first + k * stride + c * element_bytes<storage>;
-      const Floats key = width - c >= lanes ? load<storage>(from) : load_some<storage>(from, width - c);
-      for (int r = 0; r < queries; ++r) sum[r][k][0] += key * load_floats(query + r * apart + c);
-    }
-  }
-  for (int r = 0; r < queries; ++r) {
-    for (int k = 0; k < keys; ++k) {
-      Floats all = sum[r][k][0];
-      for (int u = 1; u < chains; ++u) all += sum[r][k][u];
-      sums[r * lanes + k] = all;
-    }
-  }
+  return sums_of(sums);
 }
 
-/// `queries` query rows with `tile` key rows from j0 on, at most `lanes` of these.
-template <Storage storage, int queries>
-inline void multiply_tile(const RowBlock& block, std::int64_t j0, std::int64_t tile, const float* query,
-                          float* products, std::int64_t leading, bool fetches) {
-  constexpr int keys = queries == 1 ? 1 : 2, chains = queries == 4 ? 1 : queries == 2 ? 2 : 4;
-  const char* const first = block.first + j0 * block.stride;
-  const char* const ahead = block.ahead + j0 * block.ahead_stride;
-  const std::int64_t width = block.width;
-  Floats sums[queries][lanes];
-  std::int64_t j = 0;
-  for (; j + keys <= tile; j += keys) {
-    for (int k = 0; fetches && k < keys; ++k) {
-      fetch(ahead + (j + k) * block.ahead_stride, width * element_bytes<storage>);
+/// Keys [j, end) of a block, as many at a time as make one vector of products.
+template <Storage storage, int queries, bool even, bool fetches>
+inline void multiply_tile(const RowBlock& block, std::int64_t j, std::int64_t end, const float* query, float* products,
+                          std::int64_t leading) {
+  const auto take = [&]<int keys>() {
+    for (; j + keys <= end; j += keys) {
+      const Floats all = multiply_rows<storage, queries, keys, even, fetches>(
+          block.first + j * block.stride, block.stride, block.width, query, block.ahead + j * block.ahead_stride,
+          block.ahead_stride);
+      for (int r = 0; r < queries; ++r) {
+        std::memcpy(products + r * leading + j, reinterpret_cast<const float*>(&all) + r * keys, sizeof(float) * keys);
+      }
     }
-    multiply_rows<storage, queries, keys, chains>(first + j * block.stride, block.stride, width, query, &sums[0][j]);
-  }
-  for (; j < tile; ++j) {
-    if (fetches) fetch(ahead + j * block.ahead_stride, width * element_bytes<storage>);
-    multiply_rows<storage, queries, 1, chains>(first + j * block.stride, block.stride, width, query, &sums[0][j]);
-  }
-  for (; j < lanes; ++j) {
-    for (int r = 0; r < queries; ++r) sums[r][j] = Floats{};
-  }
-  for (int r = 0; r < queries; ++r) store_floats(sums_of(sums[r]), products + r * leading);
+  };
+  constexpr int most = lanes / queries;
+  take.template operator()<most>();
+  if constexpr (most > 4) take.template operator()<4>();
+  if constexpr (most > 1) take.template operator()<1>();
 }
 
 template <Storage storage>
 void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                   std::int64_t leading) {
   const std::int64_t apart = padded(keys.width);
+  // As many keys at a time as the longest of the vectors have, so that they are still near for the next queries.
   for (std::int64_t j = 0; j < keys.count; j += lanes) {
-    const std::int64_t tile = keys.count - j < lanes ? keys.count - j : lanes;
+    const std::int64_t end = keys.count - j < lanes ? keys.count : j + lanes;
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        multiply_tile<storage, taken>(keys, j, tile, query + r * apart, products + r * leading + j, leading, r == 0);
+        (keys.width % lanes == 0
+             ? r == 0 ? multiply_tile<storage, taken, true, true> : multiply_tile<storage, taken, true, false>
+             : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart, products + r * leading,
+                                                            leading);
       }
     };
     take.template operator()<4>();

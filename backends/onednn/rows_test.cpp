@@ -19,34 +19,31 @@ namespace {
 constexpr Storage storages[] = {Storage::f32, Storage::f16,     Storage::bf16,
                                 Storage::i8,  Storage::f8_e4m3, Storage::f8_e5m2};
 
-/// Rows of random codes that are finite numbers, each in memory of its own size, so that a sanitizer sees reads beyond.
+/// Rows of random codes that are finite numbers, apart from each other, in memory of just their size, so that a
+/// sanitizer sees reads beyond.
 struct Rows {
   Rows(Storage storage, std::int64_t count, std::int64_t width, std::mt19937& random)
       : storage_(storage), width_(width) {
-    const std::size_t bytes = attest::abi::bytes_of(storage);
+    stride = (width + 3) * element();
+    memory.resize(static_cast<std::size_t>((count - 1) * stride + width * element()));
     for (std::int64_t j = 0; j < count; ++j) {
-      std::vector<char>& row = memory.emplace_back(static_cast<std::size_t>(width) * bytes);
       for (std::int64_t c = 0; c < width; ++c) {
         const float number =
             std::uniform_real_distribution<float>(-1, 1)(random) * (storage == Storage::i8 ? 127.0f : 1.0f);
-        attest::abi::store(storage, c % 7 == 3 ? number / 4096 : number,
-                           row.data() + static_cast<std::size_t>(c) * bytes);
+        attest::abi::store(storage, c % 7 == 3 ? number / 4096 : number, memory.data() + j * stride + c * element());
       }
-      pointers.push_back(row.data());
     }
-    pointers.insert(pointers.end(), static_cast<std::size_t>(rows_ahead), nullptr);
   }
+  [[nodiscard]] std::int64_t element() const { return static_cast<std::int64_t>(attest::abi::bytes_of(storage_)); }
   [[nodiscard]] double at(std::int64_t j, std::int64_t c) const {
-    const std::size_t bytes = attest::abi::bytes_of(storage_);
-    const char* const row = memory[static_cast<std::size_t>(j)].data();
-    return static_cast<double>(attest::abi::load(storage_, row + static_cast<std::size_t>(c) * bytes));
+    return static_cast<double>(attest::abi::load(storage_, memory.data() + j * stride + c * element()));
   }
   [[nodiscard]] RowBlock block(std::int64_t first, std::int64_t count) const {
-    return {storage_, pointers.data() + first, count, width_};
+    return {storage_, memory.data() + first * stride, stride, count, width_, memory.data(), stride};
   }
 
-  std::vector<std::vector<char>> memory;
-  std::vector<const char*> pointers;
+  std::vector<char> memory;
+  std::int64_t stride = 0;
 
  private:
   Storage storage_;
@@ -122,10 +119,9 @@ TEST_CASE("every code of an 8-bit format and every finite fp16 and bf16 is conve
         const auto byte = static_cast<std::uint8_t>(code);
         std::memcpy(row.data() + code * bytes, bytes == 2 ? static_cast<const void*>(&half) : &byte, bytes);
       }
-      const std::vector<const char*> pointers(1 + static_cast<std::size_t>(rows_ahead), row.data());
       std::vector<float> blended(codes, 0.0f);
       const float one = 1;
-      kernels->blend({storage, pointers.data(), 1, codes}, &one, 1, 1, blended.data());
+      kernels->blend({storage, row.data(), 0, 1, codes, row.data(), 0}, &one, 1, 1, blended.data());
       std::uint32_t wrong = 0;
       for (std::uint32_t code = 0; code < codes; ++code) {
         const float wanted = attest::abi::load(storage, row.data() + code * bytes);
