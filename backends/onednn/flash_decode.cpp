@@ -29,7 +29,7 @@ constexpr std::int64_t leading = chunk_keys + row_padding;
 
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
 // into the second-level cache.
-constexpr std::int64_t tile_bytes = 64 * 1024;
+constexpr std::int64_t tile_bytes = 32 * 1024;
 constexpr std::int64_t least_tile = 4, most_tile = 16;
 
 /// All keys that any of the queries sees: from the first one's to the last one's.

@@ -207,13 +207,13 @@ inline void fetch(const char* from, std::int64_t bytes) {
 template <Storage storage, int queries, int keys, bool even, bool fetches>
 inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
                             const char* ahead, std::int64_t ahead_stride) {
-  // Rows may all lie a multiple of 4 KiB apart, where a cache holds few of them: four at a time.
-  constexpr int together = keys < 4 ? keys : 4;
+  // Of each row as it comes, but for one or two queries, whose sums would then wait for each other.
+  constexpr int together = queries == 4 ? 1 : keys < 4 / queries ? keys : 4 / queries;
   const std::int64_t apart = padded(width);
   Floats sums[lanes];
 #pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) sums[i] = Floats{};
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int k0 = 0; k0 < keys; k0 += together) {
     const char* const row = first + k0 * stride;
     const auto take = [&](std::int64_t c, const auto& key_of) __attribute__((always_inline)) {
@@ -324,12 +324,13 @@ inline void blend_columns(const RowBlock& block, std::int64_t c, const float* we
   }
 }
 
-/// As many vectors at a time as leave registers for the values.
+/// As many vectors at a time as leave registers for the values, and no more than two cache lines of a row: rows lie
+/// apart, and what the machine fetches by itself from more of each would push the others out.
 template <Storage storage, int queries>
 inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended,
                        bool fetches) {
-  constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8,
-                vectors = registers / queries < 8 ? registers / queries : 8;
+  constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8, of_lines = 128 / (lanes * element_bytes<storage>),
+                vectors = registers / queries < of_lines ? registers / queries : of_lines;
   std::int64_t c = 0;
   for (; c + vectors * lanes <= block.width; c += vectors * lanes) {
     blend_columns<storage, queries, vectors, false>(block, c, weights, leading, blended, fetches);
