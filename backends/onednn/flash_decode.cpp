@@ -24,7 +24,7 @@ constexpr std::int64_t most_queries = 8;
 
 // Keys of a chunk, the unit that threads share: so many rows of keys are read, then so many of values, for memory likes
 // long runs. It does not depend on the number of threads, nor on the batch, so neither do the results.
-constexpr std::int64_t chunk_keys = 256;
+constexpr std::int64_t chunk_keys = 128;
 constexpr std::int64_t leading = chunk_keys + row_padding;
 
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
@@ -95,7 +95,7 @@ bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
 std::int64_t FlashDecode::heads_at_once(const AttentionStep& step, std::int64_t tasks) const {
   if (!step.key.heads_adjacent() || !step.value.heads_adjacent()) return 1;
   // Every thread shall have a few chunks.
-  const std::int64_t most = tasks / (4 * static_cast<std::int64_t>(spaces_.size()));
+  const std::int64_t most = tasks / (2 * static_cast<std::int64_t>(spaces_.size()));
   return std::clamp<std::int64_t>(most, 1, problem_.kv_heads);
 }
 

@@ -207,8 +207,9 @@ inline void fetch(const char* from, std::int64_t bytes) {
 template <Storage storage, int queries, int keys, bool even, bool fetches>
 inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
                             const char* ahead, std::int64_t ahead_stride) {
-  // Of each row as it comes, but for one or two queries, whose sums would then wait for each other.
-  constexpr int together = queries == 4 ? 1 : keys < 4 / queries ? keys : 4 / queries;
+  // Rows of floats are read one by one, as they come: their reading is what takes the time. Narrower ones share each
+  // load of a query; and with one or two queries the sums of one row would wait for each other.
+  constexpr int rows = element_bytes<storage> == 4 ? 4 / queries : 4, together = keys < rows ? keys : rows;
   const std::int64_t apart = padded(width);
   Floats sums[lanes];
 #pragma GCC unroll 16
