@@ -39,6 +39,7 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kPage = 4096;
 constexpr const char* kTry = "try";
 constexpr const char* kFill = "fill";
+constexpr const char* kWait = "wait";
 // More than any trial allows.
 constexpr int64_t kMostThreads = 40;
 constexpr int64_t kMostFiles = 2000;
@@ -48,18 +49,20 @@ class Shared {
  public:
   explicit Shared(int fd) {
     void* mapped = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (mapped != MAP_FAILED) counter_ = static_cast<std::atomic<uint64_t>*>(mapped);
+    if (mapped != MAP_FAILED) cells_ = static_cast<std::atomic<uint64_t>*>(mapped);
   }
   ~Shared() {
-    if (counter_ != nullptr) ::munmap(counter_, kPage);
+    if (cells_ != nullptr) ::munmap(cells_, kPage);
   }
   Shared(const Shared&) = delete;
   Shared& operator=(const Shared&) = delete;
-  [[nodiscard]] explicit operator bool() const { return counter_ != nullptr; }
-  [[nodiscard]] std::atomic<uint64_t>& counter() const { return *counter_; }
+  [[nodiscard]] explicit operator bool() const { return cells_ != nullptr; }
+  [[nodiscard]] std::atomic<uint64_t>& counter() const { return cells_[0]; }
+  /// Set: there has been enough counting.
+  [[nodiscard]] std::atomic<uint64_t>& done() const { return cells_[1]; }
 
  private:
-  std::atomic<uint64_t>* counter_ = nullptr;
+  std::atomic<uint64_t>* cells_ = nullptr;
 };
 
 // ---------------------------------------------------------------------------------------------------------- inside
@@ -333,6 +336,21 @@ void judge(const Json& facts, const TrialLimits& limits, std::map<std::string, s
   if (yes(facts, "capabilities")) past["capabilities"] = "a confined process has capabilities";
 }
 
+/// A thread of the worker counts, now that the reply is there: or it does not. On a busy machine a thread may stand
+/// still by itself: looks for longer, until that is far more than it takes to go on once it may.
+std::string goes_on_after_reply(Worker& worker, const std::function<void()>& thaw, const Shared& shared) {
+  for (std::chrono::milliseconds watched = 20ms;; watched *= 4) {
+    const uint64_t then = shared.counter();
+    std::this_thread::sleep_for(watched);
+    if (shared.counter() != then) return "a confined process goes on after its reply";
+    const auto begin = Clock::now();
+    thaw();
+    if (!soon(10s, [&] { return shared.counter() > then; })) return "a confined process cannot be thawed";
+    if (4 * (Clock::now() - begin) <= watched || watched > 1s) return "";
+    if (!worker.call(Json{{"op", kWait}}, std::nullopt, 20s)) return "a confined process that was thawed has ended";
+  }
+}
+
 }  // namespace
 
 Trial try_out(Worker& worker, const std::function<void()>& thaw, const TrialLimits& limits) {
@@ -351,17 +369,9 @@ Trial try_out(Worker& worker, const std::function<void()>& thaw, const TrialLimi
   }
   judge((*reply)["facts"], limits, trial.past);
 
-  // A thread of its counts, now that the reply is there: or it does not.
-  const uint64_t then = shared.counter();
-  std::this_thread::sleep_for(10ms);
-  const bool still = shared.counter() == then;
+  if (const std::string how = goes_on_after_reply(worker, thaw, shared); !how.empty()) trial.past["freezer"] = how;
   thaw();
-  const bool goes_on = soon(10s, [&] { return shared.counter() > then; });
-  if (!still) {
-    trial.past["freezer"] = "a confined process goes on after its reply";
-  } else if (!goes_on) {
-    trial.past["freezer"] = "a confined process that is frozen does not go on afterwards";
-  }
+  shared.done() = 1;
 
   // The last, since it is the end.
   if (trial.past.contains("cgroup")) return trial;
@@ -393,10 +403,14 @@ int answer_from_inside() {
     const std::string op = request->value("op", "");
     if (op == kTry && passed) {
       reply["facts"] = attempts(request->value("by_user", false));
+      const Shared shared(passed.get());
       std::thread([memory = std::move(passed)] {
-        const Shared shared(memory.get());
-        while (shared) shared.counter().fetch_add(1);
+        const Shared cells(memory.get());
+        while (cells && cells.done() == 0) cells.counter().fetch_add(1);
       }).detach();
+      while (shared && shared.counter() == 0) std::this_thread::yield();
+    } else if (op == kWait) {
+      // It is there, and frozen again.
     } else if (op == kFill) {
       reply["filled"] = fill(request->value("bytes", int64_t{0}));
     } else {
