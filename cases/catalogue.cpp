@@ -20,18 +20,14 @@ auto find_in(const List& list, std::string_view id) -> decltype(list.data()) {
 /// Reads the objects of a list that have an id, which no two may share.
 template <typename T, typename Read>
 std::vector<T> read_list(Fields& fields, std::string_view name, const Read& read) {
-  std::vector<T> list;
   std::set<std::string> ids;
-  const Json& array = fields.array(name);
-  for (size_t i = 0; i < array.size(); ++i) {
-    Fields one(array[i], fmt::format("{}[{}]", fields.place(name), i));
-    list.push_back(read(one));
-    if (!ids.insert(list.back().id).second) {
-      throw Error::at(one.place("id"), "got \"{}\", which is taken", list.back().id);
-    }
+  return fields.list(name, [&](const Json& element, const std::string& place) -> T {
+    Fields one(element, place);
+    T made = read(one);
+    if (!ids.insert(made.id).second) throw Error::at(one.place("id"), "got \"{}\", which is taken", made.id);
     one.finish();
-  }
-  return list;
+    return made;
+  });
 }
 
 std::vector<Realisation> read_realisations(Fields& bug) {

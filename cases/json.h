@@ -62,6 +62,17 @@ class Fields {
   /// The same, and throws if it is no array, or no object.
   const Json& array(std::string_view name);
   const Json& object(std::string_view name);
+  /// What `read(element, place)` makes of each element of an array; the place is "place.name[2]".
+  template <typename Read>
+  auto list(std::string_view name, Read&& read) {
+    const Json& elements = array(name);
+    std::vector<decltype(read(elements, std::string()))> made;
+    made.reserve(elements.size());
+    for (size_t i = 0; i < elements.size(); ++i) {
+      made.push_back(read(elements[i], fmt::format("{}[{}]", place(name), i)));
+    }
+    return made;
+  }
   /// "place.name", for messages about a field.
   [[nodiscard]] std::string place(std::string_view name) const { return place_ + "." + std::string(name); }
   [[nodiscard]] const std::string& place() const { return place_; }

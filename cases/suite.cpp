@@ -24,13 +24,12 @@ std::vector<Profile> load_profiles(const fs::path& path) {
   const Json json = read_json_file(path);
   Fields fields(json, path.string());
   check_schema(fields, "attest/profiles/1");
-  std::vector<Profile> profiles;
-  const Json& list = fields.array("profiles");
-  for (size_t i = 0; i < list.size(); ++i) {
-    Fields one(list[i], fmt::format("{}: profiles[{}]", path.string(), i));
-    profiles.push_back({one.required<std::string>("id"), one.required<std::string>("about")});
+  std::vector<Profile> profiles = fields.list("profiles", [](const Json& element, const std::string& place) {
+    Fields one(element, place);
+    Profile profile{one.required<std::string>("id"), one.required<std::string>("about")};
     one.finish();
-  }
+    return profile;
+  });
   fields.finish();
   return profiles;
 }
@@ -39,12 +38,10 @@ std::set<std::string> bug_ids(const fs::path& path) {
   const Json json = read_json_file(path);
   Fields fields(json, path.string());
   check_schema(fields, "attest/bugs/1");
-  std::set<std::string> ids;
-  const Json& list = fields.array("bugs");
-  for (size_t i = 0; i < list.size(); ++i) {
-    ids.insert(Fields(list[i], fmt::format("{}: bugs[{}]", path.string(), i)).required<std::string>("id"));
-  }
-  return ids;
+  const auto ids = fields.list("bugs", [](const Json& element, const std::string& place) {
+    return Fields(element, place).required<std::string>("id");
+  });
+  return {ids.begin(), ids.end()};
 }
 
 /// The ids of the clauses, which stand in bold at the start of a line: **A1 Scale.** ...
@@ -99,14 +96,15 @@ void load_case_file(const fs::path& path, std::vector<Case>& cases) {
                     path.parent_path().filename().string());
   }
   fields.required<std::string>("about");
-  const Json& list = fields.array("cases");
-  for (size_t i = 0; i < list.size(); ++i) {
-    cases.push_back(case_from_json(list[i], family, fmt::format("{}: cases[{}]", path.string(), i)));
-    cases.back().file = path;
-    if (!cases.back().inputs.given.empty()) {
-      throw Error::at(fmt::format("{}: cases[{}].inputs.given", path.string(), i),
-                      "wanted a recipe: a case of the suite brings no inputs");
-    }
+  for (Case& one : fields.list("cases", [&](const Json&element, const std::string&place) {
+         Case made = case_from_json(element, family, place);
+         made.file = path;
+         if (!made.inputs.given.empty()) {
+           throw Error::at(place + ".inputs.given", "wanted a recipe: a case of the suite brings no inputs");
+         }
+         return made;
+       })) {
+    cases.push_back(std::move(one));
   }
   fields.finish();
 }

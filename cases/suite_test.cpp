@@ -62,7 +62,7 @@ TEST_CASE("catalogues of the wrong types, impossible steps and a case that equal
   scratch.write("cases/bugs.json", R"({"schema": "attest/bugs/1", "bugs": 3})");
   CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("bugs.json.bugs: got 3, wanted an array"));
   scratch.write("cases/bugs.json", R"({"schema": "attest/bugs/1", "bugs": [{"id": 3}]})");
-  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("bugs.json: bugs[0].id: got 3, wanted a string"));
+  CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("bugs.json.bugs[0].id: got 3, wanted a string"));
   scratch.write("cases/profiles.json", R"({"schema": "attest/profiles/1", "profiles": "core"})");
   CHECK_THROWS_WITH(load_suite(scratch.root), ContainsSubstring("profiles.json.profiles: got \"core\""));
 }

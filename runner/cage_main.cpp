@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <grp.h>
-#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
@@ -33,6 +32,7 @@
 
 #include "runner/cage_filter.h"
 #include "runner/cage_plan.h"
+#include "runner/cage_trial.h"
 #include "runner/cgroup.h"
 #include "runner/protocol.h"
 #include "runner/unique_fd.h"
@@ -358,65 +358,6 @@ int cage(const CagePlan& plan) {
     status.tell({{"failed", error.what()}});
     throw;
   }
-}
-
-// ----------------------------------------------------------------------------------------------- the trial from inside
-
-bool refused(long result) {
-  return result < 0 && (errno == EPERM || errno == ENOSYS || errno == EACCES);
-}
-
-int64_t limit_of(__rlimit_resource resource) {
-  rlimit now{};
-  ::getrlimit(resource, &now);
-  return now.rlim_cur == RLIM_INFINITY ? -1 : static_cast<int64_t>(now.rlim_cur);
-}
-
-bool has_capabilities() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  std::array<__user_cap_data_struct, 2> sets{};
-  if (::syscall(SYS_capget, &header, sets.data()) != 0) return true;
-  return std::any_of(sets.begin(), sets.end(),
-                     [](const auto& set) { return (set.effective | set.permitted | set.inheritable) != 0; });
-}
-
-/// Tries to get past each layer. Every call here is harmless where it succeeds.
-Json attempts() {
-  Json facts{{"uid", ::getuid()}, {"gid", ::getgid()}, {"capabilities", has_capabilities()}};
-  facts["no_new_privs"] = ::prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1;
-  facts["filtered"] = ::prctl(PR_GET_SECCOMP, 0, 0, 0, 0) == SECCOMP_MODE_FILTER;
-  facts["socket"] = !refused(::syscall(SYS_socket, AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  facts["ptrace"] = !refused(::syscall(SYS_ptrace, 0x4206 /* PTRACE_SEIZE */, 1, 0, 0));
-  facts["bpf"] = !refused(::syscall(SYS_bpf, 0, nullptr, 0));
-  facts["keyctl"] = !refused(::syscall(SYS_keyctl, 0, 0, 0, 0, 0));
-  facts["io_uring"] = !refused(::syscall(SYS_io_uring_setup, 1, nullptr));
-  facts["core"] = limit_of(RLIMIT_CORE);
-  facts["cpu"] = limit_of(RLIMIT_CPU);
-  facts["data"] = limit_of(RLIMIT_DATA);
-  facts["file"] = limit_of(RLIMIT_FSIZE);
-  // Last, since it would change this process.
-  facts["unshare"] = !refused(::syscall(SYS_unshare, 0x10000000 /* CLONE_NEWUSER */));
-  std::string seen;
-  for (const char* path : {"/home", "/root", "/mnt", "/proc/1", "/etc/passwd-", "/var", "/opt", "/srv", "/sys/fs"}) {
-    if (::access(path, F_OK) == 0) seen += (seen.empty() ? "" : ", ") + std::string(path);
-  }
-  facts["seen"] = seen;
-  const UniqueFd written(::open("/attest-was-here", O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
-  facts["writes"] = static_cast<bool>(written);
-  return facts;
-}
-
-/// A worker that knows one request (spec/protocol.md has the frames).
-int answer_from_inside() {
-  const protocol::Wait wait = protocol::wait_forever(protocol::kControlFd);
-  while (const auto payload = protocol::receive_frame(protocol::kControlFd, wait)) {
-    const auto request = protocol::parse_payload(*payload);
-    if (!request) return 2;
-    Json reply{{"facts", attempts()}};
-    if (const auto nonce = request->find("nonce"); nonce != request->end()) reply["nonce"] = *nonce;
-    if (!protocol::send_frame(protocol::kControlFd, reply.dump(), -1, wait)) return 2;
-  }
-  return 0;
 }
 
 constexpr std::string_view kHelp =

@@ -50,19 +50,21 @@ CagePlan cage_plan_from_json(const Json& json) {
   plan.file_bytes = fields.required<int64_t>("file_bytes");
   plan.data_bytes = fields.required<int64_t>("data_bytes");
   plan.tmpfs_bytes = fields.required<int64_t>("tmpfs_bytes");
-  for (const Json& item : fields.array("mounts")) {
-    Fields mount(item, "plan.mounts");
-    plan.mounts.push_back({mount.required<std::string>("from"), mount.required<std::string>("to"),
-                           mount.required<bool>("optional"), mount.required<bool>("closed")});
+  plan.mounts = fields.list("mounts", [](const Json& item, const std::string& place) {
+    Fields mount(item, place);
+    CagePlan::Mount made{mount.required<std::string>("from"), mount.required<std::string>("to"),
+                         mount.required<bool>("optional"), mount.required<bool>("closed")};
     mount.finish();
-  }
-  for (const Json& item : fields.array("copies")) {
-    Fields copy(item, "plan.copies");
-    plan.copies.push_back({copy.required<std::string>("from"), copy.required<std::string>("text"),
-                           copy.required<std::string>("to"), copy.required<bool>("executable"),
-                           copy.required<bool>("optional")});
+    return made;
+  });
+  plan.copies = fields.list("copies", [](const Json& item, const std::string& place) {
+    Fields copy(item, place);
+    CagePlan::Copy made{copy.required<std::string>("from"), copy.required<std::string>("text"),
+                        copy.required<std::string>("to"), copy.required<bool>("executable"),
+                        copy.required<bool>("optional")};
     copy.finish();
-  }
+    return made;
+  });
   plan.command = fields.required<std::vector<std::string>>("command");
   fields.finish();
   if (plan.command.empty()) throw Error::at("plan.command", "is empty");

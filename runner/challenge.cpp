@@ -317,13 +317,11 @@ ChallengeFile challenge_from_json(const Json& json, const std::string& place) {
   if (file.visible) {
     file.tests.push_back(test_in(fields.at("test_case"), place + ": test_case"));
   } else {
-    const Json& list = fields.array("test_cases");
-    if (list.empty() || list.size() > static_cast<size_t>(kMaxTests)) {
-      throw Error::at(fields.place("test_cases"), "got {} cases, wanted 1 to {}", list.size(), kMaxTests);
+    const size_t count = fields.array("test_cases").size();
+    if (count == 0 || count > static_cast<size_t>(kMaxTests)) {
+      throw Error::at(fields.place("test_cases"), "got {} cases, wanted 1 to {}", count, kMaxTests);
     }
-    for (size_t i = 0; i < list.size(); ++i) {
-      file.tests.push_back(test_in(list[i], fmt::format("{}: test_cases[{}]", place, i)));
-    }
+    file.tests = fields.list("test_cases", test_in);
   }
   check_scoring(fields);
   fields.finish();

@@ -399,7 +399,9 @@ std::vector<std::optional<std::vector<float>>> challenge_outputs(const PlayedPar
   return outputs;
 }
 
-std::optional<Diagnosis> find_challenge_bugs(const Catalogue& catalogue, const std::vector<PlayedPart>& parts) {
+std::optional<Diagnosis> find_challenge_bugs(const Catalogue& catalogue, const std::vector<PlayedPart>& parts,
+                                             std::chrono::steady_clock::time_point deadline) {
+  bool in_time = true;
   struct Candidate {
     const PlayedPart* part;
     std::unique_ptr<const Layer> layer;
@@ -430,23 +432,36 @@ std::optional<Diagnosis> find_challenge_bugs(const Catalogue& catalogue, const s
   std::stable_sort(sets.begin(), sets.end(), [&](unsigned a, unsigned b) { return count(a) < count(b); });
   Explanation found;
   int size = kChallengeBugs;
+  size_t tried = 0;
   for (const unsigned bugs : sets) {
     if (count(bugs) > size) break;
     int64_t explained = 0, unclear = 0;
     bool holds = true;
     for (size_t i = 0; i < candidates.size() && holds; ++i) {
+      if (in_time = std::chrono::steady_clock::now() < deadline; !in_time) break;
       const Answer answer = hold(*candidates[i].layer, *candidates[i].part, bugs);
       ++diagnosis.predictions;
       holds = answer != Answer::differs;
       if (!candidates[i].part->passed) ++(answer == Answer::unclear ? unclear : explained);
     }
+    if (!in_time) break;
+    ++tried;
     if (!holds || explained == 0) continue;
     size = count(bugs);
     if (found.bugs.empty() || found.bugs.back() != ids_of(bugs)) found.bugs.push_back(ids_of(bugs));
     found.explained = explained;
     found.unclear = unclear;
   }
+  if (!in_time && found.bugs.empty()) {
+    diagnosis.verdict = Diagnosis::Verdict::unexplained;
+    diagnosis.line = fmt::format(
+        "ran out of time: {} of {} sets of the challenge's bugs were tried, those of few bugs first, and none of them "
+        "explains the {} failing cases",
+        tried, sets.size(), diagnosis.failing);
+    return diagnosis;
+  }
   if (found.bugs.empty()) return std::nullopt;
+  if (!in_time) diagnosis.notes.emplace_back("ran out of time: other sets of as many bugs may explain it as well");
 
   found.whole = true;
   for (const Candidate& one : candidates) {

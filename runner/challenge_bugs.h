@@ -7,9 +7,10 @@
 //   const auto found = find_challenge_bugs(catalogue, parts);
 //   if (found) ... found->line;        // "causal-strict together with dropout-eval explains ..."
 //
-// Pure: no worker, no clock.
+// No worker; of the clock only the deadline.
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <vector>
@@ -43,6 +44,9 @@ struct PlayedPart {
 std::vector<std::optional<std::vector<float>>> challenge_outputs(const PlayedPart& part, unsigned bugs);
 
 /// The smallest sets of bugs under which every part would be as it is; nothing if there are none, or no part failed.
-std::optional<Diagnosis> find_challenge_bugs(const Catalogue& catalogue, const std::vector<PlayedPart>& parts);
+/// Where the deadline comes first, the diagnosis says so, with what was found until then, or unexplained.
+std::optional<Diagnosis> find_challenge_bugs(
+    const Catalogue& catalogue, const std::vector<PlayedPart>& parts,
+    std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max());
 
 }  // namespace attest

@@ -108,6 +108,23 @@ TEST_CASE("every bug that does not draw lots is found again, alone and with othe
   }
 }
 
+TEST_CASE("a search that runs out of time says so") {
+  using Clock = std::chrono::steady_clock;
+  const Catalogue catalogue = load_catalogue(kRoot);
+  const Submission submission(bits({1, 6, 8}));
+  const auto late = find_challenge_bugs(catalogue, submission.parts, Clock::now());
+  REQUIRE(late.has_value());
+  CHECK(late->verdict == Diagnosis::Verdict::unexplained);
+  CHECK(late->line.starts_with("ran out of time: 0 of "));
+  CHECK(late->explanations.empty());
+  CHECK(late->failing > 0);
+  const auto in_time = find_challenge_bugs(catalogue, submission.parts, Clock::now() + std::chrono::minutes(5));
+  REQUIRE(in_time.has_value());
+  CHECK(in_time->verdict == Diagnosis::Verdict::explained);
+  // Nothing failed: nothing to run out of time with.
+  CHECK_FALSE(find_challenge_bugs(catalogue, Submission(0).parts, Clock::now()).has_value());
+}
+
 TEST_CASE("what no set of bugs does is not explained") {
   const Catalogue catalogue = load_catalogue(kRoot);
   Submission submission(bits({6}));

@@ -84,7 +84,7 @@ TEST_CASE("placeholders say where values come from") {
 
 TEST_CASE("what is wrong with a challenge file is said with its place") {
   refused([](Json&, Json& test) { test["inputs"]["query"]["values"] = "_RANDOM_"; },
-          "f.json: test_cases[0].inputs.query.values: got \"_RANDOM_\", wanted numbers");
+          "f.json: the file.test_cases[0].inputs.query.values: got \"_RANDOM_\", wanted numbers");
   refused([](Json&, Json& test) { test["inputs"]["query"]["values"] = "_FROM_TEST_1_OUTPUT_"; }, "no meaning here");
   refused([](Json&, Json& test) { test["expected"]["output"]["values"] = "_FROM_TEST_1_OUTPUT_"; }, "no meaning here");
   refused([](Json&, Json& test) { test["inputs"]["cache"]["key"]["values"] = "_TO_BE_GENERATED_"; },

@@ -3,9 +3,9 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
-#include <map>
 #include <memory>
 
+#include "cases/catalogue.h"
 #include "cases/suite.h"
 #include "cases/timeline.h"
 #include "golden/golden.h"
@@ -43,15 +43,11 @@ int list(const Common& common, const Options& options) {
 
 /// The bugs of a case with the catalogue's sentence for each.
 void print_bugs(const Suite& suite, const Case& c) {
-  const std::filesystem::path path = suite.root / "cases" / "bugs.json";
-  const Json catalogue = read_json_file(path);
-  std::map<std::string, std::string> faults;
-  const Json& bugs = Fields(catalogue, path.string()).array("bugs");
-  for (size_t i = 0; i < bugs.size(); ++i) {
-    Fields bug(bugs[i], fmt::format("{}: bugs[{}]", path.string(), i));
-    faults[bug.required<std::string>("id")] = bug.optional<std::string>("fault", "");
+  const Catalogue catalogue = load_catalogue(suite.root);
+  for (const std::string& id : c.kills) {
+    const Bug* bug = catalogue.find(id);
+    fmt::print("  {:<24} {}\n", id, bug == nullptr ? "" : bug->fault);
   }
-  for (const std::string& id : c.kills) fmt::print("  {:<24} {}\n", id, faults[id]);
 }
 
 int show(const Common& common, const Options& options) {

@@ -159,10 +159,10 @@ int grade_one(const Common& common, const Options& options) {
 }
 
 /// What grades depend on beside the submission, in words.
-std::string terms_of(const Options& options, const Pack& pack) {
-  return fmt::format("pack {}, points {}, {} s a call, {} s to load, {} s in all{}, attest {}", pack.id,
+std::string terms_of(const Options& options, const Pack& pack, const Grading& grading) {
+  return fmt::format("pack {}, points {}, {} s a call, {} s to load, {} s in all, {}{}, attest {}", pack.id,
                      options.weights ? "by the organisers' weights" : "10/25/25/10", options.limit, options.loading,
-                     options.total, options.insecure ? ", --insecure" : "", version());
+                     options.total, grading.conditions(), options.insecure ? ", --insecure" : "", version());
 }
 
 int grade_class(const Common& common, const Options& options) {
@@ -170,7 +170,7 @@ int grade_class(const Common& common, const Options& options) {
   auto manual = read_manual(options.manual);
   const std::vector<BatchSubmission> submissions = find_submissions(options.batch);
   for (const auto& [name, given] : manual) {
-    const auto is_it = [&, &wanted = name](const BatchSubmission& one) { return one.name == wanted; };
+    const auto is_it = [&, &wanted = name](const BatchSubmission& one) { return !one.ignored && one.name == wanted; };
     if (std::none_of(submissions.begin(), submissions.end(), is_it)) {
       throw Error::at(options.manual.string(), "got points for \"{}\", which is no submission of {}", name,
                       options.batch.string());
@@ -188,7 +188,7 @@ int grade_class(const Common& common, const Options& options) {
       if (entry->path().extension() == ".tmp") fs::remove(entry->path(), kept);
     }
   }
-  Batch batch(folder, terms_of(options, pack));
+  Batch batch(folder, terms_of(options, pack, grading));
   const Scheme scheme{.weights = options.weights};
 
   std::vector<Grade> grades;

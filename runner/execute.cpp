@@ -57,6 +57,10 @@ tl::expected<Opened, WorkerFailure> Executor::open() {
     Sandbox sandbox(policy);
     options = sandbox.wrap(options.command);
     library = sandbox.inside(choice_.library).string();
+    if (layers_.empty()) layers_ = sandbox.layers();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (const SandboxLayer& layer = sandbox.layers()[i]; !layer.active) layers_[i] = layer;
+    }
   }
   worker_ = std::make_unique<Worker>(options);
   ++workers_;
@@ -208,9 +212,9 @@ void Executor::check_bits(const Script& script, const RunBits& reference, CaseRe
   const Case& c = *script.c;
   const auto again = [&](const std::string& id, const std::string& who) -> std::optional<RunBits> {
     const Subject* other = id.empty() ? nullptr : &find(c, id);
-    std::optional<Props> props;
-    if (other != nullptr) props.emplace(*other);
-    Part part(other != nullptr ? script_of(*other, *props) : script, 0, who);
+    std::optional<Material> material;
+    if (other != nullptr) material.emplace(*other);
+    Part part(material ? material->script() : script, 0, who);
     part.keep_bits();
     play({&part}, record);
     if (record.status != Status::pass || !record.findings.empty()) return std::nullopt;
@@ -225,11 +229,11 @@ void Executor::check_bits(const Script& script, const RunBits& reference, CaseRe
 void Executor::run_alongside(const Script& script, CaseRecord& record) {
   const Case& c = *script.c;
   std::vector<Script> scripts{script};
-  std::vector<std::unique_ptr<Props>> partners;
+  std::vector<std::unique_ptr<Material>> partners;
   for (const std::string& id : c.alongside) {
     const Subject& partner = find(c, id);
     const Stopwatch watch(record.seconds["inputs"]);
-    scripts.push_back(script_of(partner, *partners.emplace_back(std::make_unique<Props>(partner))));
+    scripts.push_back(partners.emplace_back(std::make_unique<Material>(partner))->script());
     if (scripts.back().timeline->size() != script.timeline->size()) {
       throw Error::at(c.id, "has {} steps, and runs alongside {}, which has {}", script.timeline->size(), id,
                       scripts.back().timeline->size());
@@ -266,10 +270,10 @@ CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<
   record.status = Status::pass;
   record.repro = std::move(repro);
 
-  std::optional<Props> props;
+  std::optional<Material> material;
   {
     const Stopwatch watch(record.seconds["inputs"]);
-    props.emplace(subject);
+    material.emplace(subject);
   }
   std::optional<WorkerFailure> failure;
   {
@@ -282,9 +286,9 @@ CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<
     record.status = Status::unsupported;
     record.reason = "does not declare determinism " + level;
   } else if (!c.alongside.empty()) {
-    run_alongside(script_of(subject, *props), record);
+    run_alongside(material->script(), record);
   } else {
-    run_alone(script_of(subject, *props), record);
+    run_alone(material->script(), record);
   }
   double radius = subject.worst_radius;
   for (const std::string& id : c.alongside) {

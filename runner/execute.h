@@ -57,6 +57,8 @@ class Executor {
   [[nodiscard]] Worker* worker() { return worker_ && worker_->alive() ? worker_.get() : nullptr; }
   /// That the backend declared when it was opened last.
   [[nodiscard]] const Conventions& conventions() const { return conventions_; }
+  /// Of the sandboxes of its workers; active are those that each of them had. Empty without a sandbox.
+  [[nodiscard]] const std::vector<SandboxLayer>& layers() const { return layers_; }
   /// How many workers it took so far.
   [[nodiscard]] int64_t workers() const { return workers_; }
   /// For calls from here on.
@@ -95,6 +97,7 @@ class Executor {
   std::unique_ptr<Worker> worker_;
   Opened opened_;  ///< What the open backend said of itself.
   int64_t workers_ = 0;
+  std::vector<SandboxLayer> layers_;
   Conventions conventions_;                       ///< That the open backend declares.
   std::vector<StepOutcome>* outcomes_ = nullptr;  ///< Where the case that is run leaves what its steps did.
 };

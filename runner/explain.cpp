@@ -36,15 +36,6 @@ Json to_json(const Explanation& one) {
           {"against", utf8(one.against)}, {"apart", utf8(one.apart)},    {"portraits", std::move(portraits)}};
 }
 
-template <typename Read>
-auto list_from(Fields& fields, std::string_view name, Read read) {
-  const Json& array = fields.array(name);
-  std::vector<decltype(read(array, std::string()))> list;
-  for (size_t i = 0; i < array.size(); ++i)
-    list.push_back(read(array[i], fmt::format("{}[{}]", fields.place(name), i)));
-  return list;
-}
-
 BugPortrait portrait_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   BugPortrait bug;
@@ -61,9 +52,7 @@ BugPortrait portrait_from_json(const Json& json, const std::string& place) {
 Explanation explanation_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   Explanation one;
-  one.bugs = list_from(fields, "bugs", [](const Json& item, const std::string& at) {
-    return json_to<std::vector<std::string>>(item, at);
-  });
+  one.bugs = fields.list("bugs", json_to<std::vector<std::string>>);
   one.whole = fields.required<bool>("whole");
   one.explained = fields.required<int64_t>("explained");
   one.unclear = fields.required<int64_t>("unclear");
@@ -74,7 +63,7 @@ Explanation explanation_from_json(const Json& json, const std::string& place) {
   one.clauses = fields.required<std::vector<std::string>>("clauses");
   one.against = fields.required<std::string>("against");
   one.apart = fields.required<std::string>("apart");
-  one.portraits = list_from(fields, "portraits", portrait_from_json);
+  one.portraits = fields.list("portraits", portrait_from_json);
   fields.finish();
   return one;
 }
@@ -203,7 +192,7 @@ Diagnosis diagnosis_from_json(Fields& fields) {
   Diagnosis diagnosis;
   diagnosis.verdict = fields.choice<Diagnosis::Verdict>("verdict", kVerdicts);
   diagnosis.line = fields.required<std::string>("line");
-  diagnosis.explanations = list_from(fields, "explanations", explanation_from_json);
+  diagnosis.explanations = fields.list("explanations", explanation_from_json);
   diagnosis.failing = fields.required<int64_t>("failing");
   diagnosis.compared = fields.required<int64_t>("compared");
   diagnosis.passing = fields.required<int64_t>("passing");

@@ -47,15 +47,6 @@ std::pair<size_t, Agreement> unpack(std::string_view bytes) {
 
 }  // namespace
 
-const Material& Materials::operator[](const std::string& id) {
-  const auto found = made_.find(id);
-  if (found != made_.end()) return found->second;
-  const Subject& subject = find_(id);
-  Material made{subject.c, &subject.golden, play(*subject.c), {}};
-  made.inputs = subject.inputs ? *subject.inputs : generate_inputs(*subject.c, made.timeline);
-  return made_.emplace(id, std::move(made)).first->second;
-}
-
 MutantPredictions::MutantPredictions(Setup setup, const std::vector<Exhibit>& exhibits, Materials& materials,
                                      Actual actual)
     : setup_(std::move(setup)),
@@ -77,7 +68,7 @@ const Performance* MutantPredictions::actual(size_t exhibit) const {
 
 void MutantPredictions::gather(const Question& question) {
   const Exhibit& exhibit = exhibits_[question.exhibit];
-  const Case& c = *materials_[exhibit.id].c;
+  const Case& c = *materials_[exhibit.id].subject.c;
   for (const std::string& id : c.alongside) materials_[id];
   for (const std::string& id : c.bitwise.with) materials_[id];
   if (!exhibit.failed) return;

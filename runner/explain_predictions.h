@@ -17,26 +17,6 @@
 
 namespace attest {
 
-/// What a case is played with.
-struct Material {
-  const Case* c = nullptr;
-  const Golden* golden = nullptr;
-  Timeline timeline;
-  Inputs inputs;
-  [[nodiscard]] Script script() const { return {c, &timeline, &inputs, golden}; }
-};
-
-/// Materials by the id of their case, made when they are first asked for. Subjects must outlive this.
-class Materials {
- public:
-  explicit Materials(FindSubject find) : find_(std::move(find)) {}
-  const Material& operator[](const std::string& id);
-
- private:
-  FindSubject find_;
-  std::map<std::string, Material> made_;
-};
-
 class MutantPredictions : public Predictions {
  public:
   struct Setup {

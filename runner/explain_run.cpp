@@ -56,7 +56,7 @@ std::string trace_simplest(const Inquiry& inquiry, const std::vector<Exhibit>& e
   const Exhibit* chosen = nullptr;
   const auto rank = [&](const Exhibit& one) {
     const Material& made = inquiry.materials[one.id];
-    const bool cached = made.c->problem.cache != CacheKind::none && made.c->alongside.empty();
+    const bool cached = made.subject.c->problem.cache != CacheKind::none && made.subject.c->alongside.empty();
     const auto attends = std::count_if(made.timeline.begin(), made.timeline.end(), [](const Moment& moment) {
       return moment.step.kind == StepKind::attend && moment.step.expect == Expect::ok;
     });

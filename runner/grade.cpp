@@ -135,15 +135,6 @@ Json to_json(const ManualGrade& manual) {
   return json;
 }
 
-template <typename Read>
-auto list_from(Fields& fields, std::string_view name, Read read) {
-  const Json& array = fields.array(name);
-  std::vector<decltype(read(array, std::string()))> list;
-  for (size_t i = 0; i < array.size(); ++i)
-    list.push_back(read(array[i], fmt::format("{}[{}]", fields.place(name), i)));
-  return list;
-}
-
 PartResult part_from_json(const Json& json, const std::string& place) {
   Fields fields(json, place);
   PartResult part;
@@ -151,7 +142,7 @@ PartResult part_from_json(const Json& json, const std::string& place) {
   part.id = fields.required<std::string>("id");
   part.status = fields.choice<Status>("status", kStatuses);
   part.reason = fields.required<std::string>("reason");
-  part.findings = list_from(fields, "findings", finding_from_json);
+  part.findings = fields.list("findings", finding_from_json);
   part.seconds = fields.required<double>("seconds");
   if (fields.has("worst_ratio")) {
     part.worst_ratio = number_from_json(fields.at("worst_ratio"), fields.place("worst_ratio"));
@@ -172,7 +163,7 @@ CaseGrade case_from_json(const Json& json, const std::string& place) {
   one.status = fields.choice<Status>("status", kStatuses);
   one.points = fields.required<double>("points");
   one.possible = fields.required<double>("possible");
-  one.parts = list_from(fields, "parts", part_from_json);
+  one.parts = fields.list("parts", part_from_json);
   fields.finish();
   for (PartResult& part : one.parts) {
     part.number = one.number;
@@ -381,15 +372,11 @@ Grade grade_from_json(const Json& json, const std::string& place) {
   run.opening = fields.required<double>("opening");
   run.workers = fields.required<int64_t>("workers");
   run.insecure = fields.required<bool>("insecure");
-  run.layers = list_from(fields, "layers", layer_from_json);
+  run.layers = fields.list("layers", layer_from_json);
   run.refused = fields.required<std::string>("refused");
   {
     Fields scheme(fields.at("scheme"), fields.place("scheme"));
-    const Json& points = scheme.array("points");
-    grade.scheme.points.clear();
-    for (size_t i = 0; i < points.size(); ++i) {
-      grade.scheme.points.push_back(json_to<double>(points[i], fmt::format("{}[{}]", scheme.place("points"), i)));
-    }
+    grade.scheme.points = scheme.list("points", json_to<double>);
     grade.scheme.weights = scheme.required<bool>("weights");
     grade.scheme.interface_share = scheme.required<double>("interface_share");
     scheme.finish();
@@ -399,13 +386,13 @@ Grade grade_from_json(const Json& json, const std::string& place) {
   grade.automatic_possible = fields.required<double>("automatic_possible");
   grade.manual = manual_from_json(fields.at("manual"), fields.place("manual"));
   fields.required<double>("total");
-  grade.groups = list_from(fields, "groups", group_from_json);
+  grade.groups = fields.list("groups", group_from_json);
   // Reports take all four for granted.
   bool whole = grade.groups.size() == kGroups.size();
   for (size_t i = 0; whole && i < kGroups.size(); ++i) whole = grade.groups[i].group == static_cast<Group>(i);
   if (!whole) throw Error::at(fields.place("groups"), "wanted each of the {} groups once, in order", kGroups.size());
-  grade.cases = list_from(fields, "cases", case_from_json);
-  grade.checks = list_from(fields, "checks", check_from_json);
+  grade.cases = fields.list("cases", case_from_json);
+  grade.checks = fields.list("checks", check_from_json);
   run.notes = fields.required<std::vector<std::string>>("notes");
   run.printed = fields.required<std::string>("printed");
   if (fields.has("diagnosis")) {

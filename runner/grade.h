@@ -79,7 +79,7 @@ struct GradeRun {
   double opening = 0;   ///< Until the submission was loaded: mostly the import of PyTorch.
   int64_t workers = 0;  ///< Processes that it took; more than one if some died.
   bool insecure = false;
-  std::vector<GradeLayer> layers;  ///< Of the sandbox.
+  std::vector<GradeLayer> layers;  ///< Of the sandboxes that it ran in, each as in the worst; empty if nothing ran.
   /// Why it could not be loaded, in words of the submission's interpreter; every case has this status then.
   std::string refused;
   std::vector<PartResult> parts;  ///< Visible first, then by number and part, however they were run.

@@ -64,6 +64,13 @@ def wrong_arguments(scratch, pack):
     shutil.copy(solution, scratch / "one" / "a.py")
     refused("nobody", "--batch", scratch / "one", "--out", scratch / "o", "--pack", pack, "--manual",
             scratch / "unknown.json")
+    (scratch / "notes.json").write_text('{"submissions": {"notes.txt": {"review": 3}}}')
+    (scratch / "one" / "notes.txt").write_text("no submission")
+    run = attest("grade", "--batch", scratch / "one", "--out", scratch / "o", "--pack", pack, "--manual",
+                 scratch / "notes.json")
+    check(run.returncode == 2 and "points for \"notes.txt\", which is no submission" in run.stderr,
+          f"points for what is ignored: {run.stdout}{run.stderr}")
+    check(not (scratch / "o").exists(), "a refused batch leaves a folder")
 
 
 def formats(scratch, pack, template):
@@ -129,6 +136,9 @@ def classes(scratch, pack):
     grades = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
     names = sorted(grade["submission"] for grade in grades)
     check(names == ["anna", "bert", "carl", "dora", "emil", "link.py", "nobody", "pipe.py"], f"the journal has {names}")
+    layers = {grade["submission"]: [layer["name"] for layer in grade["layers"] if layer["active"]] for grade in grades}
+    check(len(layers["anna"]) == 7 and layers["emil"] == layers["anna"], f"layers of what was run: {layers}")
+    check(layers["nobody"] == [], f"layers of what was not run: {layers['nobody']}")
     rows = {row["submission"]: row for row in csv.DictReader((scratch / "out" / "grades.csv").open(newline=""))}
     check(len(rows) == 8, f"the table has {len(rows)} lines")
     for student, points in {"anna": "70", "carl": "70", "emil": "0", "nobody": "0", "link.py": "0", "pipe.py": "0"}.items():
@@ -142,6 +152,13 @@ def classes(scratch, pack):
     check(again.stdout.count("(before)") == 8 and journal.read_bytes() == before, "a finished batch is graded again")
     other = attest("grade", *command[2:], "--weights")
     check(other.returncode == 2 and "other terms" in other.stderr, f"other terms: {other.stderr}")
+    for part in ("Python 3.", "PyTorch ", "sandbox of bubblewrap+seccomp+"):
+        check(part in other.stderr, f"'{part}' is not among the terms: {other.stderr}")
+    first, *rest = before.decode().splitlines(keepends=True)
+    journal.write_text(first.replace("PyTorch ", "PyTorch 0.") + "".join(rest))
+    moved = subprocess.run(command, capture_output=True, text=True, check=False)
+    check(moved.returncode == 2 and "other terms" in moved.stderr and "PyTorch 0." in moved.stderr,
+          f"another PyTorch: {moved.stdout}{moved.stderr}")
 
 
 def odd_entries(scratch, pack):

@@ -102,6 +102,7 @@ bool shows(const CheckGrade& check, Reader reader) {
 }
 
 std::string sandbox_line(const GradeRun& run) {
+  if (run.layers.empty()) return "not needed, nothing was run";
   std::string active, missing;
   for (const GradeLayer& layer : run.layers) {
     std::string& list = layer.active ? active : missing;
@@ -315,11 +316,35 @@ std::string grade_junit(const Grade& grade, Reader reader) {
                      attribute("name", "attest grade"), counted(all), suites);
 }
 
+std::string without_formulas(std::string_view text) {
+  // Some spreadsheets drop spaces in front. Their languages have wide twins of the signs that a formula begins with.
+  constexpr std::string_view spaces[]{" ", "\t", "\r", "\n", "\u00a0", "\u200b", "\u3000", "\ufeff"};
+  constexpr std::string_view begins[]{"=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"};
+  const auto is_next = [&](const auto& some, size_t i) {
+    const auto found = std::find_if(std::begin(some), std::end(some),
+                                    [&](std::string_view one) { return text.substr(i).starts_with(one); });
+    return found == std::end(some) ? size_t{0} : found->size();
+  };
+  std::string safe;
+  bool at_start = true;
+  for (size_t i = 0; i < text.size();) {
+    size_t size = is_next(spaces, i);
+    if (size == 0) {
+      if (at_start && is_next(begins, i) > 0) safe += '\'';
+      // Where ; separates cells, one begins behind it whatever stands around it; a quote may not count as one.
+      at_start = text[i] == ';' || text[i] == '"';
+      size = 1;
+    }
+    safe += text.substr(i, size);
+    i += size;
+  }
+  return safe;
+}
+
 std::string grades_csv(const std::vector<Grade>& grades) {
-  const auto cell = [](std::string text) {
-    text = printable(text);
-    if (!text.empty() && std::string_view("=+-@").find(text.front()) != std::string_view::npos) text.insert(0, "'");
-    if (text.find_first_of(",\"") == std::string::npos) return text;
+  const auto cell = [](const std::string& raw) {
+    const std::string text = without_formulas(printable(raw));
+    if (text.find_first_of(",;\"") == std::string::npos) return text;
     std::string quoted = "\"";
     for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
     return quoted + "\"";

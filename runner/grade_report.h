@@ -9,6 +9,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runner/grade.h"
@@ -29,9 +30,13 @@ std::string grade_junit(const Grade& grade, Reader reader);
 /// One line for a class's list: "52.5 / 70  fail  anna/kv_attention.py".
 std::string grade_line(const Grade& grade);
 
-/// A table with a line for each submission, in the order given (RFC 4180). A cell that a spreadsheet would take for a
-/// formula has an apostrophe in front of it.
+/// A table with a line for each submission, in the order given (RFC 4180), without_formulas.
 std::string grades_csv(const std::vector<Grade>& grades);
+
+/// Text for a table's cell: an apostrophe stands wherever a spreadsheet would find the begin of a formula, at the
+/// start, behind spaces and quotes, and behind a semicolon, at which many split whatever the other lines are separated
+/// by.
+std::string without_formulas(std::string_view text);
 
 /// The bugs that explain the failures, as one cell: "causal-plus1 or causal-strict"; empty if there is no answer.
 std::string diagnosis_cell(const Grade& grade);

@@ -270,6 +270,26 @@ TEST_CASE("a table that no spreadsheet takes for a program") {
   CHECK(std::count(csv.begin(), csv.end(), '\n') == 2);
 }
 
+TEST_CASE("a formula is found behind all that spreadsheets skip or split at") {
+  for (const std::string before : {"", " ", "   ", "\t", "\r", "\r\n", "\"", " \"", "\"\"", "\u00a0", "\u3000",
+                                   "\ufeff", "x;", "x; ", "x;\"", "x\";\t", "'=1;"}) {
+    for (const std::string sign : {"=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"}) {
+      INFO(before << sign);
+      CHECK(without_formulas(before + sign + "1+1") == before + "'" + sign + "1+1");
+    }
+  }
+  for (const std::string text : {"", " ", "anna.py", "a=b", "x, -1", "a - b", "ä=1", "(-1)", "; x", "'=1"}) {
+    CHECK(without_formulas(text) == text);
+  }
+  GradeRun run = full_run();
+  run.submission = "anna;=1+1";
+  run.refused = "\t=1+1";
+  const std::string csv = grades_csv({grade_run(run, Scheme{})});
+  // Quoted too: where ; separates, the name stays one cell.
+  CHECK_THAT(csv, ContainsSubstring("\r\n\"anna;'=1+1\",pass,"));
+  CHECK_THAT(csv, ContainsSubstring(",\\t=1+1,"));
+}
+
 TEST_CASE("checks judge what a worker tells, whatever form it has") {
   const auto checks = interface_checks(16, 8);
   REQUIRE(checks.size() == 6);

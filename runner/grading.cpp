@@ -2,6 +2,7 @@
 #include "runner/grading.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -164,6 +165,9 @@ class Grading::Session {
       run_.printed = words(worker->output());
     }
     if (executor_) conventions_ = executor_->conventions();
+    for (const SandboxLayer& layer : executor_ ? executor_->layers() : std::vector<SandboxLayer>()) {
+      run_.layers.push_back({layer.name, layer.active, layer.why});
+    }
     executor_.reset();
     run_.seconds = seconds_since(start_);
     if (setup_.diagnose) diagnose();
@@ -317,8 +321,8 @@ class Grading::Session {
 
   CheckResult check_python(const Part& part, const InterfaceCheck& check) {
     CheckResult result = judge_check(check, {});
-    const Props props(part.subject);
-    Playing playing(Script{part.subject.c, &props.timeline, &props.inputs, nullptr});
+    const Material material(part.subject);
+    Playing playing(Script{part.subject.c, &material.timeline, &material.inputs, nullptr});
     playing.start({});
     Worker* worker = ready(result);
     if (worker == nullptr) return result;
@@ -422,7 +426,7 @@ class Grading::Session {
   // ---- the diagnosis -----------------------------------------------------------------------------------------------
 
   /// The challenge's own bugs, any number of them at once.
-  std::optional<Diagnosis> challenge_bugs(const Catalogue& catalogue) const {
+  std::optional<Diagnosis> challenge_bugs(const Catalogue& catalogue, Clock::time_point deadline) const {
     std::vector<PlayedPart> played;
     for (const Part& part : parts_) {
       PlayedPart one{part.pack_case->c.get(), &part.timeline, part.pack_case->inputs.get(), &part.outcomes};
@@ -435,10 +439,7 @@ class Grading::Session {
           });
       played.push_back(one);
     }
-    const auto start = Clock::now();
-    auto diagnosis = find_challenge_bugs(catalogue, played);
-    if (diagnosis) diagnosis->seconds = seconds_since(start);
-    return diagnosis;
+    return find_challenge_bugs(catalogue, played, deadline);
   }
 
   void diagnose() {
@@ -448,11 +449,14 @@ class Grading::Session {
       return part.record.status == Status::fail || part.record.status == Status::error;
     });
     if (!run_.refused.empty() || !failing) return;
+    const auto start = Clock::now();
+    const auto deadline = start + milliseconds(static_cast<int64_t>(1000 * setup_.diagnosis_seconds));
     Diagnosis diagnosis;
     diagnosis.verdict = Diagnosis::Verdict::unavailable;
     try {
       const Catalogue catalogue = load_catalogue(setup_.suite);
-      if (auto found = challenge_bugs(catalogue)) {
+      if (auto found = challenge_bugs(catalogue, deadline)) {
+        found->seconds = seconds_since(start);
         run_.diagnosis = std::move(found);
         return;
       }
@@ -474,9 +478,11 @@ class Grading::Session {
         performance.outcomes = part.outcomes;
         return performance;
       };
-      diagnosis = diagnose_cases(
-          {catalogue, materials, records, conventions_, actual},
-          {.seconds = setup_.diagnosis_seconds, .jobs = setup_.diagnosis_jobs, .trace = false, .library = library});
+      diagnosis = diagnose_cases({catalogue, materials, records, conventions_, actual},
+                                 {.seconds = setup_.diagnosis_seconds - seconds_since(start),
+                                  .jobs = setup_.diagnosis_jobs,
+                                  .trace = false,
+                                  .library = library});
     } catch (const Error& error) {
       diagnosis.line = fmt::format("no diagnosis: {}", error.what());
     }
@@ -506,10 +512,20 @@ Grading::Grading(const Pack& pack, GradingSetup setup) : pack_(pack), setup_(std
   }
   // Says what is missing before the first submission rather than in its grade.
   const Sandbox box(policy(SubmissionKind::library, {}));
-  layers_ = box.layers();
+  for (const SandboxLayer& layer : box.layers()) {
+    if (layer.active) layers_.push_back(layer.name);
+  }
 }
 
 Grading::~Grading() = default;
+
+std::string Grading::conditions() const {
+  const std::string python = without_python_.empty() ? fmt::format("Python {}, PyTorch {}, NumPy {}", python_.version,
+                                                                   python_.torch, python_.numpy)
+                                                     : "no Python";
+  return fmt::format("{}, sandbox of {}", python,
+                     layers_.empty() ? "nothing" : fmt::format("{}", fmt::join(layers_, "+")));
+}
 
 SandboxPolicy Grading::policy(SubmissionKind kind, const fs::path& submission) const {
   SandboxPolicy policy;
@@ -546,7 +562,6 @@ GradeRun Grading::begin(const std::string& submission) const {
   run.attest_version = setup_.attest_version;
   run.started = now_utc();
   run.insecure = setup_.insecure;
-  for (const SandboxLayer& layer : layers_) run.layers.push_back({layer.name, layer.active, layer.why});
   return run;
 }
 

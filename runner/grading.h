@@ -54,6 +54,9 @@ class Grading {
   Grading(const Grading&) = delete;
   Grading& operator=(const Grading&) = delete;
 
+  /// What else grades depend on here, for people: the Python with its libraries, and the sandbox's layers.
+  [[nodiscard]] std::string conditions() const;
+
   /// Never throws for what the submission does. Throws Error where the machine or the pack is at fault.
   [[nodiscard]] GradeRun run(const SubmissionFile& file, const std::string& submission) const;
   /// The same for one that is no file to run: every case is an error.
@@ -70,8 +73,8 @@ class Grading {
   GradingSetup setup_;
   Python python_;
   std::filesystem::path python_worker_;
-  std::string without_python_;  ///< Why no Python submission can be run here; else empty.
-  std::vector<SandboxLayer> layers_;
+  std::string without_python_;       ///< Why no Python submission can be run here; else empty.
+  std::vector<std::string> layers_;  ///< Of the sandbox: those that are active here.
 };
 
 }  // namespace attest

@@ -23,15 +23,6 @@ constexpr double kCostly = 4e7;
 constexpr size_t kSample = 8;
 constexpr size_t kReasonColumns = 300;
 
-/// A case's golden and inputs.
-struct Loaded {
-  Loaded(const Subjects& subjects, const Case& c) : subject(subjects.load(c)), props(subject) {}
-  [[nodiscard]] Script script() const { return script_of(subject, props); }
-
-  const Subject subject;
-  const Props props;
-};
-
 /// Which mutants play a case.
 using Plan = std::vector<std::pair<size_t, std::vector<size_t>>>;  ///< (case, mutants in rising order)
 
@@ -82,19 +73,19 @@ class MatrixRun {
 
  private:
   void play_case(size_t c, const std::vector<size_t>& mutants, Troupe& troupe, Stage& stage) const {
-    const Loaded loaded(subjects_, *cases_[c]);
-    std::map<std::string, Loaded> partners;
-    const FindScript find = [&](const std::string& id) {
-      const auto found = partners.find(id);
-      if (found != partners.end()) return found->second.script();
-      return partners.try_emplace(id, subjects_, *find_case(suite_, id)).first->second.script();
-    };
+    // Gone with this case, so that a process does not come to hold all of the suite.
+    std::map<std::string, Subject> subjects;
+    Materials materials([&](const std::string& id) -> const Subject& {
+      return subjects.insert_or_assign(id, subjects_.load(*find_case(suite_, id))).first->second;
+    });
+    const FindScript find = [&](const std::string& id) { return materials[id].script(); };
+    const Script script = find(cases_[c]->id);
     for (size_t part = 0; part < mutants.size(); ++part) {
       if (!stage.enter(part)) continue;
       Rehearsal::How how;
       // A fault that the case is not there for may show in its repetitions; a few do.
       if (!names(c, mutants[part])) how.rounds = how.runs = 2;
-      stage.send(pack(mutants[part], cell_of(troupe[mutants[part]].play(loaded.script(), how, find))));
+      stage.send(pack(mutants[part], cell_of(troupe[mutants[part]].play(script, how, find))));
     }
   }
 

@@ -296,9 +296,9 @@ Pack read_pack(const fs::path& dir) {
     throw Error::at(fields.place("id"), "got \"{}\", but the cases have \"{}\": the pack has changed", pack.id, got);
   }
   std::set<std::string> files;
-  for (size_t i = 0; i < list.size(); ++i) {
-    pack.cases.push_back(read_entry(list[i], fmt::format("{}: cases[{}]", path.string(), i), dir / "data", files));
-  }
+  pack.cases = fields.list("cases", [&](const Json& element, const std::string& place) {
+    return read_entry(element, place, dir / "data", files);
+  });
   for (const auto& entry : fs::directory_iterator(dir / "data")) {
     if (!files.contains(entry.path().filename().string())) {
       throw Error::at(entry.path().string(), "is in no case of pack.json");

@@ -69,8 +69,8 @@ TEST_CASE("a fresh pack has the challenge's ten cases, those with a cache in par
   double weight = 0;
   for (const PackCase& one : pack.cases) {
     if (one.hidden && numbers.insert(one.number).second) weight += one.weight;
-    const Props props(subject_of(one));
-    CHECK(props.inputs.steps.size() == one.c->steps.size());
+    const Subject subject = subject_of(one);
+    CHECK(Material(subject).inputs.steps.size() == one.c->steps.size());
     CHECK(one.golden.steps.size() == one.c->steps.size());
     CHECK(one.worst_radius < 1.0 / 16);
   }
@@ -249,8 +249,7 @@ TEST_CASE("right backends pass a pack, and planted bugs do not") {
     std::set<int> numbers;
     for (const PackCase& one : pack.cases) {
       const Subject subject = subject_of(one);
-      const Props props(subject);
-      const Performance performance = rehearsal.play(script_of(subject, props));
+      const Performance performance = rehearsal.play(Material(subject).script());
       INFO(one.c->id << " " << bug << ": " << performance.reason);
       CHECK(performance.status != Status::unsupported);
       if (bug.empty()) CHECK(performance.status == Status::pass);

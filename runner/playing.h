@@ -22,17 +22,6 @@
 
 namespace attest {
 
-/// A case and what it is played with. All must outlive the playing.
-struct Script {
-  const Case* c = nullptr;
-  const Timeline* timeline = nullptr;
-  const Inputs* inputs = nullptr;
-  const Golden* golden = nullptr;  ///< Null: nothing is judged.
-};
-inline Script script_of(const Subject& subject, const Props& props) {
-  return {subject.c, &props.timeline, &props.inputs, &subject.golden};
-}
-
 class Playing {
  public:
   /// `who` stands before what is said of this one; empty for the case itself.

@@ -116,18 +116,14 @@ ErrorMap error_map_from_json(const Json& json, const std::string& place) {
   map.heads = count(fields, "heads");
   map.positions = count(fields, "positions");
   map.first_position = fields.required<int64_t>("first_position");
-  const Json& ratio = fields.array("ratio");
-  const auto size = static_cast<int64_t>(ratio.size());
+  const auto size = static_cast<int64_t>(fields.array("ratio").size());
   // Compared by division: three extents of a broken file may well overflow their product.
   const int64_t rows = map.heads == 0 || map.positions == 0 ? 0 : size / map.heads / map.positions;
   if (rows != map.sequences || rows * map.heads * map.positions != size) {
     throw Error::at(fields.place("ratio"), "got {} numbers, wanted {} sequences x {} heads x {} positions", size,
                     map.sequences, map.heads, map.positions);
   }
-  map.ratio.reserve(ratio.size());
-  for (size_t i = 0; i < ratio.size(); ++i) {
-    map.ratio.push_back(number(ratio[i], fmt::format("{}[{}]", fields.place("ratio"), i)));
-  }
+  map.ratio = fields.list("ratio", [](const Json& one, const std::string& at) { return number(one, at); });
   fields.finish();
   return map;
 }
@@ -173,10 +169,7 @@ CaseRecord case_from_json(Fields& fields) {
   record.identity = fields.required<std::string>("identity");
   record.status = fields.choice<Status>("status", kStatuses);
   record.reason = fields.required<std::string>("reason");
-  const Json& findings = fields.array("findings");
-  for (size_t i = 0; i < findings.size(); ++i) {
-    record.findings.push_back(finding_from_json(findings[i], fmt::format("{}[{}]", fields.place("findings"), i)));
-  }
+  record.findings = fields.list("findings", finding_from_json);
   record.worst_ratio = optional_number(fields, "worst_ratio");
   if (fields.has("error_map")) {
     record.error_map = error_map_from_json(fields.at("error_map"), fields.place("error_map"));

@@ -29,15 +29,15 @@ struct Prepared {
     const Timeline timeline = play(c);
     subject.c = &c;
     subject.golden = compute_golden(c, timeline, generate_inputs(c, timeline)).golden;
-    props.emplace(subject);
+    material.emplace(subject);
   }
   Prepared(const Prepared&) = delete;
   Prepared& operator=(const Prepared&) = delete;
-  [[nodiscard]] Script script() const { return script_of(subject, *props); }
+  [[nodiscard]] Script script() const { return material->script(); }
 
   Case c;
   Subject subject;
-  std::optional<Props> props;
+  std::optional<Material> material;
 };
 
 Json layer_case() {

@@ -23,6 +23,7 @@
 
 #include "cases/error.h"
 #include "runner/cage_plan.h"
+#include "runner/cage_trial.h"
 #include "runner/cgroup.h"
 #include "runner/places.h"
 #include "runner/protocol.h"
@@ -145,7 +146,8 @@ std::string gibibytes(int64_t bytes) {
 /// What a worker needs as long as it lives: the groups, and what is known of its start.
 class Sandbox::Cage : public Confinement {
  public:
-  Cage(const SandboxPolicy& policy, std::vector<SandboxLayer> layers)
+  /// `grouped`: processes and threads in its groups; absent: those of the policy, and bubblewrap's two.
+  Cage(const SandboxPolicy& policy, std::vector<SandboxLayer> layers, std::optional<int64_t> grouped = std::nullopt)
       : policy_(policy), layers_(std::move(layers)), status_(make_pipe()) {
     static std::atomic<int64_t> serial{0};
     if (has("uid") && ::geteuid() == 0) uid_ = fresh_uid(++serial).value_or(0);
@@ -158,8 +160,9 @@ class Sandbox::Cage : public Confinement {
       }
     }
     if (has("cgroup") || has("freezer")) {
-      group_ = ControlGroup::make(
-          {.memory_bytes = policy.memory_bytes, .processes = policy.processes + 2, .cores = policy.threads});
+      group_ = ControlGroup::make({.memory_bytes = policy.memory_bytes,
+                                   .processes = grouped.value_or(policy.processes + 2),
+                                   .cores = policy.threads});
     }
     if (has("cgroup") && !group_.missing().empty()) lost("cgroup", group_.missing());
     if (has("freezer") && !group_.no_freezer().empty()) lost("freezer", group_.no_freezer());
@@ -329,7 +332,7 @@ std::vector<std::string> Sandbox::Cage::arguments(std::vector<std::string> comma
     plan_.mounts.push_back({"/etc/alternatives", "/etc/alternatives", true, false});
     plan_.copies.push_back({"", "attest:x:1000:1000::/tmp:/none\n", "/etc/passwd", false, false});
     plan_.copies.push_back({"", "attest:x:1000:\n", "/etc/group", false, false});
-    // What libraries ask to choose their kernels by. There is no /proc and no /sys.
+    // What libraries ask to choose their kernels by: all that there is of /proc and /sys.
     for (const char* file : {"/proc/cpuinfo", "/sys/devices/system/cpu/possible", "/sys/devices/system/cpu/present",
                              "/sys/devices/system/cpu/online", "/sys/devices/system/cpu/kernel_max"}) {
       plan_.copies.push_back({file, "", file, false, true});
@@ -381,16 +384,15 @@ std::string own_network() {
   return fs::read_symlink("/proc/self/ns/net", ignored).string();
 }
 
-bool yes(const Json& facts, const char* name) {
-  return !facts.contains(name) || facts[name] != Json(false);
-}
-
 }  // namespace
 
 std::vector<SandboxLayer> Sandbox::probe() {
   static const std::vector<SandboxLayer> found = [] {
+    TrialLimits limits;
     SandboxPolicy policy;
     policy.insecure = true;
+    policy.memory_bytes = limits.memory_bytes;
+    policy.processes = limits.processes;
     std::map<std::string, std::string> missing;
     const fs::path bubblewrap = find_bubblewrap();
     if (bubblewrap.empty()) missing["bubblewrap"] = "bwrap is not installed (Debian: bubblewrap)";
@@ -398,10 +400,11 @@ std::vector<SandboxLayer> Sandbox::probe() {
     missing["seccomp"] = "attest was built without libseccomp (Debian: libseccomp-dev)";
 #endif
     if (::geteuid() == 0 && !fresh_uid(0)) missing["uid"] = "this container maps too few users";
-    std::string groups, freezer;
+    limits.by_user = ::geteuid() == 0 && !missing.contains("uid");
+    std::string groups;
     {
       const ControlGroup group = ControlGroup::make(
-          {.memory_bytes = policy.memory_bytes, .processes = policy.processes, .cores = policy.threads});
+          {.memory_bytes = limits.memory_bytes, .processes = limits.grouped, .cores = policy.threads});
       groups = group.description();
       if (!group.missing().empty()) {
         missing["cgroup"] = group.missing() + (::geteuid() == 0 ? "" : "; root may");
@@ -419,72 +422,41 @@ std::vector<SandboxLayer> Sandbox::probe() {
       group.remove();
     }
 
-    Json facts, told;
-    std::string why;
-    const auto attempt = [&] {
-      std::vector<SandboxLayer> assumed;
-      for (const char* name : kLayers) assumed.push_back({name, !missing.contains(name), ""});
-      const auto cage = std::make_shared<Cage>(policy, assumed);
-      const std::string program = find_cage().string();
-      WorkerOptions options{cage->arguments({program, "--inside"}), std::vector<std::string>{}, cage};
-      Worker worker(options);
-      const auto reply = worker.call(Json{{"op", "try"}}, std::nullopt, 10s);
-      // The cage tells what bubblewrap told it, at its own pace; and bubblewrap is frozen with the worker.
-      cage->thaw();
-      const auto deadline = std::chrono::steady_clock::now() + 2s;
-      while (!(told = cage->told()).contains("network") && reply && cage->has("bubblewrap") &&
-             std::chrono::steady_clock::now() < deadline) {
-        std::this_thread::sleep_for(1ms);
-      }
-      if (reply && reply->contains("facts")) {
-        facts = (*reply)["facts"];
-        return true;
-      }
-      why = reply ? "it does not answer" : reply.error().text;
-      if (!worker.output().empty()) why = worker.output();
-      return false;
-    };
+    Trial trial;
+    Json told;
     const auto begins = [&] {
       try {
-        return attempt();
+        std::vector<SandboxLayer> assumed;
+        for (const char* name : kLayers) assumed.push_back({name, !missing.contains(name), ""});
+        const auto cage = std::make_shared<Cage>(policy, assumed, limits.grouped);
+        const std::string program = find_cage().string();
+        Worker worker({cage->arguments({program, "--inside"}), std::vector<std::string>{}, cage});
+        const auto thaw = [&] {
+          cage->thaw();
+          // The cage tells what bubblewrap told it, at its own pace; and bubblewrap is frozen with the worker.
+          const auto deadline = std::chrono::steady_clock::now() + 2s;
+          while (!(told = cage->told()).contains("network") && cage->has("bubblewrap") &&
+                 std::chrono::steady_clock::now() < deadline) {
+            std::this_thread::sleep_for(1ms);
+          }
+        };
+        trial = try_out(worker, thaw, limits);
       } catch (const Error& error) {
-        why = error.what();
-        return false;
+        trial.failed = error.what();
       }
+      return trial.failed.empty();
     };
-    if (!begins()) {
-      if (!missing.contains("bubblewrap")) {
-        missing["bubblewrap"] = fmt::format("{} does not work here: {}", bubblewrap.string(), why);
-        if (!begins()) facts = Json::object();
-      }
-      if (facts.empty()) {
-        for (const char* name : kLayers) missing.emplace(name, "the trial did not start: " + why);
-      }
+    bool begun = begins();
+    if (!begun && !missing.contains("bubblewrap")) {
+      missing["bubblewrap"] = fmt::format("{} does not work here: {}", bubblewrap.string(), trial.failed);
+      begun = begins();
     }
-
+    for (const char* name : kLayers) {
+      if (!begun) missing.emplace(name, "the trial did not start: " + trial.failed);
+      if (const std::string how = trial.got_past(name); !how.empty()) missing.emplace(name, how);
+    }
     const bool caged = !missing.contains("bubblewrap");
-    if (caged) {
-      if (const std::string seen = facts.value("seen", ""); !seen.empty()) {
-        missing["bubblewrap"] = "a confined process still sees " + seen;
-      } else if (yes(facts, "writes")) {
-        missing["bubblewrap"] = "a confined process can write to its root";
-      }
-    }
-    if (!missing.contains("seccomp")) {
-      for (const char* call : {"socket", "ptrace", "bpf", "keyctl", "io_uring", "unshare"}) {
-        if (yes(facts, call)) missing["seccomp"] = fmt::format("a confined process may still call {}", call);
-      }
-      if (!yes(facts, "filtered")) missing["seccomp"] = "the filter is not in force";
-    }
-    if (!missing.contains("rlimits") &&
-        (facts.value("core", -1) != 0 || facts.value("cpu", -1) <= 0 || facts.value("data", int64_t{-1}) <= 0 ||
-         facts.value("file", int64_t{-1}) <= 0)) {
-      missing["rlimits"] = "the limits are not in force";
-    }
-    if (!missing.contains("uid") && (facts.value("uid", 0) == 0 || facts.value("gid", 0) == 0 ||
-                                     (caged && yes(facts, "capabilities")) || !yes(facts, "no_new_privs"))) {
-      missing["uid"] = "a confined process is root, or can become it";
-    }
+    if (const std::string how = trial.got_past("capabilities"); caged && !how.empty()) missing.emplace("uid", how);
     if (!missing.contains("network")) {
       const int64_t inside = told.value("network", int64_t{-1});
       if (!caged) {
@@ -499,7 +471,7 @@ std::vector<SandboxLayer> Sandbox::probe() {
                                  : "the user of attest itself, without capabilities, no_new_privs";
     return std::vector<SandboxLayer>{
         layer("bubblewrap", missing["bubblewrap"],
-              bubblewrap.string() + ": own users, processes, mounts, IPC; read-only but for /tmp; no /proc"),
+              bubblewrap.string() + ": own users, processes, mounts, IPC; read-only but for /tmp"),
         layer("seccomp", missing["seccomp"], "only the system calls that computing takes"),
         layer("cgroup", missing["cgroup"], groups),
         layer("freezer", missing["freezer"], "a worker runs only while a request is open"),

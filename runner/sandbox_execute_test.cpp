@@ -32,6 +32,24 @@ TEST_CASE("an executor does not go on without a layer that its policy asks for")
   CHECK_THROWS_MATCHES(executor.open(), Error, MessageMatches(StartsWith("sandbox: no ")));
 }
 
+TEST_CASE("an executor tells the layers that its own workers had") {
+  const fs::path library = fs::path(ATTEST_BACKENDS) / "attest-backend-template.so";
+  if (!fs::exists(library)) SKIP("no backend template");
+  BackendChoice choice = confined(library);
+  choice.sandbox->insecure = true;
+  choice.sandbox->without = {"rlimits"};
+  Executor executor(choice);
+  CHECK(executor.layers().empty());
+  REQUIRE(executor.open());
+  const auto trial = Sandbox::probe();
+  REQUIRE(executor.layers().size() == trial.size());
+  for (size_t i = 0; i < trial.size(); ++i) {
+    CAPTURE(trial[i].name);
+    CHECK(executor.layers()[i].name == trial[i].name);
+    CHECK(executor.layers()[i].active == (trial[i].active && trial[i].name != "rlimits"));
+  }
+}
+
 TEST_CASE("real backends pass in a sandbox what they pass outside") {
   for (const SandboxLayer& layer : Sandbox::probe()) {
     if (!layer.active) SKIP("no " << layer.name << ": " << layer.why);

@@ -25,11 +25,14 @@
 #include <csignal>
 #include <fstream>
 #include <map>
+#include <memory>
+#include <set>
 #include <thread>
 
 #include "cases/error.h"
 #include "cases/json.h"
 #include "runner/cage_plan.h"
+#include "runner/cage_trial.h"
 
 namespace attest {
 namespace {
@@ -172,6 +175,47 @@ TEST_CASE("a worker works without any layer, if that is wanted") {
   CHECK(prison.ask("exit", {{"code", 3}}).error().text == "exited with code 3");
 }
 
+// ---------------------------------------------------------------------------------------------------------- its trial
+
+TEST_CASE("without a sandbox the trial gets past every layer") {
+  Worker worker({{ATTEST_CAGE, "--inside"}, std::vector<std::string>{}});
+  const Trial trial = try_out(
+      worker, [] {}, TrialLimits{});
+  REQUIRE(trial.failed.empty());
+  for (const char* name : {"bubblewrap", "seccomp", "cgroup", "freezer", "rlimits", "uid"}) {
+    CAPTURE(name);
+    CHECK_FALSE(trial.got_past(name).empty());
+  }
+  CHECK_THAT(trial.got_past("cgroup"), ContainsSubstring("40 threads"));
+  CHECK_THAT(trial.got_past("rlimits"), ContainsSubstring("processor time, data, "));
+}
+
+TEST_CASE("the trial gets past a layer that is not there, and past no other") {
+  need_all_layers();
+  using Names = std::vector<std::string>;
+  // A group of a freezer alone would still have its limits.
+  const auto left_out =
+      GENERATE(Names{}, Names{"seccomp"}, Names{"freezer"}, Names{"rlimits"}, Names{"cgroup", "freezer"});
+  TrialLimits limits;
+  limits.by_user = ::geteuid() == 0;
+  SandboxPolicy policy = without(left_out);
+  policy.memory_bytes = limits.memory_bytes;
+  policy.processes = limits.grouped - 2;
+  Sandbox sandbox(policy);
+  Worker worker(sandbox.wrap({ATTEST_CAGE, "--inside"}));
+  const Trial trial = try_out(
+      worker, [&] { sandbox.thaw(); }, limits);
+  REQUIRE(trial.failed.empty());
+  Names past;
+  for (const auto& [name, how] : trial.past) {
+    UNSCOPED_INFO(name << ": " << how);
+    past.push_back(name);
+  }
+  CHECK(past == left_out);
+  if (limits.by_user && trial.past.contains("cgroup"))
+    CHECK_THAT(trial.got_past("cgroup"), ContainsSubstring("fills more than 64 MiB"));
+}
+
 // ------------------------------------------------------------------------------------------------- a worker, as before
 
 TEST_CASE("a real worker loads a backend in there, and closes in order") {
@@ -256,6 +300,20 @@ TEST_CASE("what is outside cannot be read, and nothing but /tmp can be written")
   std::sort(root.begin(), root.end());
   CHECK(root == Json{"attest", "dev", "etc", "lib", "lib64", "proc", "sys", "tmp", "usr"});
   CHECK(prison.result("list", {{"path", "/proc"}}) == Json{"cpuinfo"});
+  // As spec/sandbox.md lists it.
+  CHECK(prison.result("list", {{"path", "/sys"}}) == Json{"devices"});
+  CHECK(prison.result("list", {{"path", "/sys/devices"}}) == Json{"system"});
+  CHECK(prison.result("list", {{"path", "/sys/devices/system"}}) == Json{"cpu"});
+  const std::map<std::string, std::set<std::string>> listed{
+      {"/sys/devices/system/cpu", {"possible", "present", "online", "kernel_max"}},
+      {"/etc", {"passwd", "group", "ld.so.cache", "alternatives"}},
+      {"/dev", {"null", "zero", "full", "random", "urandom"}}};
+  for (const auto& [path, names] : listed) {
+    for (const std::string name : prison.result("list", {{"path", path}})) {
+      CAPTURE(path, name);
+      CHECK(names.contains(name));
+    }
+  }
   CHECK(prison.result("list", {{"path", "/tmp"}}) == Json::array());
   for (const char* path : {"/x", "/attest/x", "/usr/lib/x", "/etc/passwd", "/dev/x", "/attest/kv_attention.py"}) {
     CAPTURE(path);
@@ -552,17 +610,21 @@ TEST_CASE("without a freezer it would have written: the test above can fail") {
   CHECK(soon([&] { return *shared.counter > then; }));
 }
 
+/// Has a grandchild of the worker count, from now on and for ever.
+std::unique_ptr<Prison> with_grandchild(const Shared& shared) {
+  SandboxPolicy policy;
+  policy.may_fork = true;
+  auto prison = std::make_unique<Prison>(policy);
+  REQUIRE(prison->ask("grandchild that writes", Json::object(), kLimit, shared.fd.get()));
+  prison->sandbox.thaw();
+  REQUIRE(soon([&] { return *shared.counter > 0; }));
+  return prison;
+}
+
 TEST_CASE("a grandchild in a session of its own dies with the worker") {
   need_all_layers();
   const Shared shared;
-  SandboxPolicy policy;
-  policy.may_fork = true;
-  {
-    Prison prison(policy);
-    REQUIRE(prison.ask("grandchild that writes", Json::object(), kLimit, shared.fd.get()));
-    prison.sandbox.thaw();
-    CHECK(soon([&] { return *shared.counter > 0; }));
-  }
+  with_grandchild(shared).reset();
   const uint64_t then = *shared.counter;
   std::this_thread::sleep_for(30ms);
   CHECK(*shared.counter == then);
@@ -612,25 +674,20 @@ TEST_CASE("the parent dies: its worker, frozen as it is, and its groups go too")
   for (const fs::path& group : groups) CHECK(soon([&] { return !fs::exists(group); }));
 }
 
-// -------------------------------------------------------------------------------------------------------------- plan
-
 TEST_CASE("the cage itself is killed: so is what was in it") {
   need_all_layers();
   const Shared shared;
-  SandboxPolicy policy;
-  policy.may_fork = true;
-  Prison prison(policy);
-  REQUIRE(prison.ask("grandchild that writes", Json::object(), kLimit, shared.fd.get()));
-  prison.sandbox.thaw();
-  CHECK(soon([&] { return *shared.counter > 0; }));
-  ::kill(prison.worker.pid(), SIGKILL);
+  const auto prison = with_grandchild(shared);
+  ::kill(prison->worker.pid(), SIGKILL);
   CHECK(soon([&] {
     const uint64_t then = *shared.counter;
     std::this_thread::sleep_for(20ms);
     return *shared.counter == then;
   }));
-  CHECK_FALSE(prison.ask("nothing"));
+  CHECK_FALSE(prison->ask("nothing"));
 }
+
+// -------------------------------------------------------------------------------------------------------------- plan
 
 TEST_CASE("a plan survives its way to the cage, and a broken one is refused") {
   CagePlan plan;

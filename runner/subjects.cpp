@@ -44,6 +44,11 @@ const Subject& Subjects::find(const std::string& id) {
   return named_.emplace(id, load(*c)).first->second;
 }
 
-Props::Props(const Subject& subject) : timeline(play(*subject.c)), inputs(checked_inputs(subject, timeline)) {}
+Material::Material(const Subject& of) : subject(of), timeline(play(*of.c)), inputs(checked_inputs(of, timeline)) {}
+
+const Material& Materials::operator[](const std::string& id) {
+  const auto found = made_.find(id);
+  return found != made_.end() ? found->second : made_.try_emplace(id, find_(id)).first->second;
+}
 
 }  // namespace attest

@@ -51,13 +51,35 @@ class Subjects {
   std::map<std::string, Subject> named_;
 };
 
-/// What is the same in every run of a case.
-struct Props {
-  /// Throws Error if the inputs are not those that the golden was made from.
-  explicit Props(const Subject& subject);
+/// A case and what it is played with. All must outlive the playing.
+struct Script {
+  const Case* c = nullptr;
+  const Timeline* timeline = nullptr;
+  const Inputs* inputs = nullptr;
+  const Golden* golden = nullptr;  ///< Null: nothing is judged.
+};
 
+/// A subject with what is the same in every run of it, the subject itself excepted, which must outlive this.
+struct Material {
+  /// Throws Error if the inputs are not those that the golden was made from.
+  explicit Material(const Subject& subject);
+  explicit Material(Subject&& subject) = delete;
+  [[nodiscard]] Script script() const { return {subject.c, &timeline, &inputs, &subject.golden}; }
+
+  const Subject& subject;
   const Timeline timeline;
   const Inputs inputs;
+};
+
+/// Materials by the id of their case, made when they are first asked for. Subjects must outlive this. One thread.
+class Materials {
+ public:
+  explicit Materials(FindSubject find) : find_(std::move(find)) {}
+  const Material& operator[](const std::string& id);
+
+ private:
+  FindSubject find_;
+  std::map<std::string, Material> made_;
 };
 
 }  // namespace attest

@@ -186,18 +186,15 @@ std::vector<Reply> replies_from_json(const Json& json, size_t count) {
   Fields fields(json, "reply");
   const Reply whole = read_reply(fields, false);
   if (whole.status != ATTEST_OK) throw Error("it cannot run together: " + whole.message);
-  const Json& list = fields.array(field::replies);
+  const size_t got = fields.array(field::replies).size();
   fields.finish();
-  if (list.size() != count) {
-    throw Error::at(fields.place(field::replies), "got {}, wanted {}", list.size(), count);
-  }
-  std::vector<Reply> replies;
-  for (size_t i = 0; i < list.size(); ++i) {
-    Fields one(list[i], fmt::format("{}[{}]", fields.place(field::replies), i));
-    replies.push_back(read_reply(one, true));
+  if (got != count) throw Error::at(fields.place(field::replies), "got {}, wanted {}", got, count);
+  return fields.list(field::replies, [](const Json& element, const std::string& place) {
+    Fields one(element, place);
+    Reply reply = read_reply(one, true);
     one.finish();
-  }
-  return replies;
+    return reply;
+  });
 }
 
 Worker::Worker(const WorkerOptions& options) {
