@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 namespace attest::bench {
@@ -26,11 +27,12 @@ void Cores::release(pid_t thread) const {
   ::sched_setaffinity(thread, sizeof all_, &all_);
 }
 
-std::set<pid_t> threads_now() {
-  std::set<pid_t> threads;
+std::map<pid_t, int64_t> threads_now() {
+  std::map<pid_t, int64_t> threads;
   std::error_code gone;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", gone)) {
-    threads.insert(static_cast<pid_t>(std::stoi(entry.path().filename().string())));
+    int64_t& time = threads[static_cast<pid_t>(std::stoi(entry.path().filename().string()))];
+    std::ifstream(entry.path() / "schedstat") >> time;
   }
   return threads;
 }

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <set>
+#include <map>
 #include <thread>
 #include <vector>
 
@@ -29,8 +29,8 @@ class Cores {
   cpu_set_t all_{};
 };
 
-/// The threads of this process.
-std::set<pid_t> threads_now();
+/// The threads of this process, and for how long each has run, in nanoseconds.
+std::map<pid_t, int64_t> threads_now();
 
 /// Sets what OpenMP reads when it is loaded, unless the user has set it: threads stay where they are. Before any
 /// backend is loaded.

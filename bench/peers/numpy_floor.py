@@ -87,7 +87,7 @@ class Context:
 
 def open(threads, options):
     # Read when NumPy loads its BLAS, and so of no effect if another peer has loaded it before.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(steps.cores(threads)))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
     import numpy
 
     return Context(numpy)

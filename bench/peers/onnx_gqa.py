@@ -126,4 +126,4 @@ class Context:
 
 
 def open(threads, options):
-    return Context(steps.cores(threads))
+    return Context(threads)

@@ -15,9 +15,11 @@
 // memory with the same lengths is bound only once, because a user of these libraries has his tensors at hand too.
 #include <Python.h>
 #include <dlfcn.h>
+#include <sched.h>
 
 #include <attest/backend.hpp>
-#include <cstring>
+#include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -114,6 +116,14 @@ Object tensor(const DLTensor* given) {
   return checked(PyTuple_Pack(4, memory.get(), dtype.get(), shape.get(), strides.get()));
 }
 
+/// Those that this thread may use; the suite's workers, which share the cores, say how many by OpenMP's variable.
+int cores() {
+  const char* const shared = std::getenv("OMP_NUM_THREADS");
+  if (const int given = shared != nullptr ? std::atoi(shared) : 0; given > 0) return given;
+  cpu_set_t set;
+  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
 /// Starts the interpreter, unless another peer has; it stays until the process ends.
 void start_python() {
   static std::once_flag once;
@@ -147,7 +157,8 @@ class Peer {
   static std::string description() { return ATTEST_PEER_DESCRIPTION; }
 
   explicit Peer(Options& options) {
-    const int threads = options.take_count("threads", 0);
+    // Now: an OpenMP that a module brings along may bind this thread to one core.
+    const int threads = options.take_count("threads", cores());
     start_python();
     const Gil gil;
     const Object folder = checked(PyUnicode_FromString(ATTEST_PEER_FOLDER));

@@ -1,13 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the peers' modules share: the sequences of a step, whichever form its tensors have."""
-import os
-
-
-def cores(threads):
-    """As many threads as were asked for; else one for each core that this process may use."""
-    return threads or len(os.sched_getaffinity(0))
-
-
 def same_everywhere(step):
     """Whether all sequences have the same lengths, so that one call can take the whole batch."""
     return all(len(set(counts)) == 1 for counts in (step.queries, step.past, step.keys))
