@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/team.h"
 
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -35,6 +38,26 @@ std::map<pid_t, int64_t> threads_now() {
     std::ifstream(entry.path() / "schedstat") >> time;
   }
   return threads;
+}
+
+void let_threads_rest() {
+  const auto another_runs = [] {
+    std::error_code gone;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", gone)) {
+      if (entry.path().filename() == std::to_string(::gettid())) continue;
+      std::ifstream file(entry.path() / "stat");
+      std::string line;
+      std::getline(file, line);
+      // "17 (a name) R ...": a name may have brackets.
+      const size_t name_ends = line.rfind(')');
+      if (name_ends != std::string::npos && line.compare(name_ends, 3, ") R") == 0) return true;
+    }
+    return false;
+  };
+  for (int i = 0; i < 200; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (!another_runs()) return;
+  }
 }
 
 void bind_openmp() {

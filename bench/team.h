@@ -32,6 +32,10 @@ class Cores {
 /// The threads of this process, and for how long each has run, in nanoseconds.
 std::map<pid_t, int64_t> threads_now();
 
+/// Waits until the caller is the only one of them that runs, because a library's threads may go on looking for work for
+/// many milliseconds (OpenBLAS: 26) and would take turns with whoever is next; for a fifth of a second at most.
+void let_threads_rest();
+
 /// Sets what OpenMP reads when it is loaded, unless the user has set it: threads stay where they are. Before any
 /// backend is loaded.
 void bind_openmp();

@@ -50,6 +50,8 @@ class Plan:
         """All are [B, tokens, H, D]."""
         np, causal = self.np, self.problem.causal
         batch, queries, _, width = query.shape
+        if queries == 0:
+            return
         total, heads = key.shape[1], key.shape[2]
         key = key.astype(np.float32, copy=False).transpose(0, 2, 3, 1)  # [B, Hk, D, S]
         value = value.astype(np.float32, copy=False).transpose(0, 2, 1, 3)  # [B, Hk, S, D]
