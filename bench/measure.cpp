@@ -128,8 +128,8 @@ class Measurement {
       series.wrong = fmt::format("one step takes {:.1f} s; --step-limit is {:g}", seconds, settings_.step_limit);
       return;
     }
-    // Each copy once: what a backend keeps for a place in memory is not made in a step that counts. The fastest of these
-    // says how many steps make a turn.
+    // Each copy once: what a backend keeps for a place in memory is not made in a step that counts. The fastest of
+    // these says how many steps make a turn.
     double spent = seconds;
     for (size_t copy = 1; spent < settings_.seconds && copy + 1 < workload_.copies(); ++copy) {
       workload_.rewind(copy);

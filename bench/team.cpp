@@ -54,7 +54,7 @@ void let_threads_rest() {
     }
     return false;
   };
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < 40; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     if (!another_runs()) return;
   }

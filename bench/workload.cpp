@@ -177,8 +177,8 @@ void Workload::make_copy(Team& team) {
       shape_.heads_first ? std::vector<size_t>{0, 2, 1, 3} : std::vector<size_t>{0, 1, 2, 3};
   copy->key = std::make_unique<HostTensor>(p.cache_dtype,
                                            std::vector<int64_t>{first, second, p.kv_heads, p.qk_head_dim}, order);
-  copy->value = std::make_unique<HostTensor>(p.cache_dtype,
-                                             std::vector<int64_t>{first, second, p.kv_heads, p.v_head_dim}, order);
+  copy->value =
+      std::make_unique<HostTensor>(p.cache_dtype, std::vector<int64_t>{first, second, p.kv_heads, p.v_head_dim}, order);
   copy->lengths = std::make_unique<HostTensor>(DType::i32, std::vector<int64_t>{p.batch});
   const float size = p.quantised() ? 1 / kScale : 1;
   fill(team, *copy->key, 500011, size);
@@ -254,8 +254,8 @@ int64_t Workload::cache_row(int64_t sequence, int64_t token, int64_t head) const
     inner = token % p.page_size;
     tokens = p.page_size;
   }
-  const int64_t row = shape_.heads_first ? (outer * p.kv_heads + head) * tokens + inner
-                                         : (outer * tokens + inner) * p.kv_heads + head;
+  const int64_t row =
+      shape_.heads_first ? (outer * p.kv_heads + head) * tokens + inner : (outer * tokens + inner) * p.kv_heads + head;
   return row * p.qk_head_dim;
 }
 

@@ -144,7 +144,8 @@ void start_python() {
     if (PyStatus_Exception(status) == 0) status = Py_InitializeFromConfig(&config);
     PyConfig_Clear(&config);
     if (PyStatus_Exception(status) != 0) {
-      throw std::runtime_error(std::string("Python does not start: ") + (status.err_msg != nullptr ? status.err_msg : ""));
+      throw std::runtime_error(std::string("Python does not start: ") +
+                               (status.err_msg != nullptr ? status.err_msg : ""));
     }
     PyEval_SaveThread();
   });
@@ -201,8 +202,7 @@ class Peer {
       set(fields.get(), "kv_heads", number(problem.kv_heads));
       set(fields.get(), "qk_head_dim", number(problem.qk_head_dim));
       set(fields.get(), "v_head_dim", number(problem.v_head_dim));
-      const double scale =
-          problem.scale != 0 ? problem.scale : 1 / std::sqrt(static_cast<double>(problem.qk_head_dim));
+      const double scale = problem.scale != 0 ? problem.scale : 1 / std::sqrt(static_cast<double>(problem.qk_head_dim));
       set(fields.get(), "scale", checked(PyFloat_FromDouble(scale)));
       set(fields.get(), "causal", number(problem.causal != ATTEST_CAUSAL_NONE ? 1 : 0));
       set(fields.get(), "cached", number(problem.cache != ATTEST_CACHE_NONE ? 1 : 0));
