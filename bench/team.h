@@ -33,7 +33,8 @@ class Cores {
 std::map<pid_t, int64_t> threads_now();
 
 /// Waits until the caller is the only one of them that runs, because a library's threads may go on looking for work for
-/// many milliseconds (OpenBLAS: 26) and would take turns with whoever is next. It gives up after 40 ms, as on a busy machine.
+/// many milliseconds (OpenBLAS: 26) and would take turns with whoever is next. It gives up after 40 ms, as on a busy
+/// machine.
 void let_threads_rest();
 
 /// Sets what OpenMP reads when it is loaded, unless the user has set it: threads stay where they are. Before any
