@@ -43,6 +43,8 @@ TEST_CASE("A right backend gets a number in every kind of shape") {
            R"("set": "decode", "kv": "int8", "dtype": "f16")", R"("set": "prefill")",
            R"("set": "prefill", "chunk": 8, "batch": 2)",
            R"("set": "mixed", "batch": 3, "cache": "paged", "lengths": "skewed", "chunk": 7)",
+           R"("set": "decode", "batch": 2, "order": "heads")",
+           R"("set": "decode", "batch": 2, "cache": "paged", "order": "heads")",
            R"("set": "layer", "batch": 2, "d_model": 48)"}) {
     INFO(kind);
     const Shape shape = shape_of(kind + ", " + kSmall);

@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "bench/table.h"
 #include "runner/markup.h"
 
 namespace attest::bench {
@@ -34,7 +35,7 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .legend { font-size: 13px; color: var(--soft); } .legend span { margin-right: 14px; white-space: nowrap; }
 .legend i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; text-align: left; border-top: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 5px 9px; text-align: left; border-top: 1px solid var(--line); white-space: nowrap; }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; } .n { text-align: right; }
 .bad { color: var(--bad); white-space: normal; }
 )css";
@@ -69,7 +70,7 @@ struct Chart {
 double round_top(double largest) {
   if (!(largest > 0)) return 1;
   const double unit = std::pow(10, std::floor(std::log10(largest)));
-  for (const double factor : {1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0}) {
+  for (const double factor : {1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0}) {  // a quarter of each is round, too
     if (factor * unit >= largest * 1.04) return factor * unit;
   }
   return 15 * unit;
@@ -171,21 +172,22 @@ std::string table(const Results& results) {
       "<th class=\"n\">p95</th><th class=\"n\">p99</th><th class=\"n\">min</th><th class=\"n\">n</th>"
       "<th class=\"n\">tokens/s</th><th class=\"n\">KV GB/s</th><th class=\"n\">GFLOP/s</th><th class=\"n\">of ceiling"
       "</th></tr></thead><tbody>\n";
+  std::string last;
   for (const Result& result : results.list) {
-    text += fmt::format("<tr><td>{}/{}</td><td>{}</td><td>{}</td>", safe(result.set), safe(result.shape),
-                        safe(result.backend), safe(result.temperature));
+    const std::string shape = safe(result.set) + "/" + safe(result.shape);
+    text += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td>", shape == last ? "" : shape, safe(result.backend),
+                        safe(result.temperature));
+    last = shape;
     if (!result.wrong.empty()) {
       text += fmt::format("<td class=\"bad\" colspan=\"9\">no number: {}</td></tr>\n", safe(result.wrong));
       continue;
     }
     for (const char* name : {"real_time", "p95_us", "p99_us", "min_us"}) {
-      text += fmt::format("<td class=\"n\">{:.1f}</td>", counter(result, name));
+      text += fmt::format("<td class=\"n\">{}</td>", digits(counter(result, name)));
     }
-    for (const char* name : {"n", "tokens_per_second"}) {
-      text += fmt::format("<td class=\"n\">{:.0f}</td>", counter(result, name));
-    }
-    for (const char* name : {"kv_gb_per_second", "gflops"}) {
-      text += fmt::format("<td class=\"n\">{:.2f}</td>", counter(result, name));
+    text += fmt::format("<td class=\"n\">{:.0f}</td>", counter(result, "n"));
+    for (const char* name : {"tokens_per_second", "kv_gb_per_second", "gflops"}) {
+      text += fmt::format("<td class=\"n\">{}</td>", digits(counter(result, name)));
     }
     text += fmt::format("<td class=\"n\">{:.0f} % {}</td></tr>\n", 100 * counter(result, "ceiling_share"),
                         counter(result, "ceiling_is_memory") > 0 ? "read" : "FMA");

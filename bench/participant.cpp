@@ -2,6 +2,7 @@
 #include "bench/participant.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -65,9 +66,12 @@ void Participant::release() {
   plan_ = nullptr;
 }
 
-void Participant::settle(const std::set<pid_t>& before) {
-  for (const pid_t thread : threads_now()) {
-    if (!before.contains(thread)) threads_.push_back(thread);
+void Participant::settle(const std::map<pid_t, int64_t>& before, double microseconds) {
+  threads_.clear();
+  for (const auto& [thread, time] : threads_now()) {
+    const auto known = before.find(thread);
+    const bool worked = known == before.end() || static_cast<double>(time - known->second) > 100 * microseconds;
+    if (worked && thread != ::gettid()) threads_.push_back(thread);
   }
   int place = 1;
   for (const pid_t thread : threads_) cores_.pin(thread, place++);

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -30,8 +30,9 @@ class Participant {
   std::string prepare(const Workload& workload);
   void release();
 
-  /// Puts its threads on cores, and the caller where it belongs beside them.
-  void settle(const std::set<pid_t>& before);
+  /// After its first step: finds its threads and puts them on cores. They are those that were not there `before`, or
+  /// have worked for a tenth of the step: a library that several backends use has its threads from the first of them.
+  void settle(const std::map<pid_t, int64_t>& before, double microseconds);
   void take_core() const;
 
   struct Timed {

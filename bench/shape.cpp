@@ -21,7 +21,7 @@ struct Plain {
   std::string set = "decode";
   int64_t batch = 1, query_heads = 32, kv_heads = 8, head_dim = 128, context = 2048, chunk = 0, d_model = 0;
   DType dtype = DType::f32;
-  bool int8 = false, paged = false, skewed = false;
+  bool int8 = false, paged = false, skewed = false, heads_first = false;
 };
 
 /// Tokens that a chunk of a mixed batch has.
@@ -34,6 +34,7 @@ std::string name_of(const Plain& p) {
   if (p.int8) name += "_kv8";
   if (p.paged) name += "_paged";
   if (p.skewed) name += "_skewed";
+  if (p.heads_first) name += "_heads";
   return name;
 }
 
@@ -41,6 +42,7 @@ Shape make(const Plain& p) {
   Shape shape;
   shape.set = p.set;
   shape.name = name_of(p);
+  shape.heads_first = p.heads_first;
   shape.context = p.context;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t total =
@@ -238,6 +240,7 @@ std::vector<Shape> shapes_from_json(std::string_view text, std::string_view plac
     p.int8 = fields.choice<int>("kv", {"same", "int8"}, 0) == 1;
     p.paged = fields.choice<int>("cache", {"contiguous", "paged"}, 0) == 1;
     p.skewed = fields.choice<int>("lengths", {"equal", "skewed"}, 0) == 1;
+    p.heads_first = fields.choice<int>("order", {"tokens", "heads"}, 0) == 1;
     if (p.set == "layer") {
       p.d_model = between(fields, "d_model", p.query_heads * p.head_dim, 1, 1 << 16);
       if (p.dtype != DType::f32 || p.int8) {

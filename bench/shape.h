@@ -15,6 +15,7 @@ struct Shape {
   std::string set;   ///< decode, prefill, mixed or layer: what its numbers may be compared with.
   std::string name;  ///< "b8_h32-8_d128_c2048_f32": unique, and never changes its meaning.
   Problem problem;
+  bool heads_first = false;      ///< The cache's order in memory: [B, Hk, C, D] instead of [B, C, Hk, D].
   int64_t context = 0;           ///< Longest sequence after the step, without the decode step's own token.
   std::vector<int64_t> before;   ///< Tokens per sequence in the cache before the step ...
   std::vector<int64_t> queries;  ///< ... and those that the step appends and attends with.

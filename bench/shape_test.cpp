@@ -82,6 +82,13 @@ TEST_CASE("A list of contexts is a shape each") {
   CHECK(shapes[1].name == "b1_h32-32_d128_c128_f32");
 }
 
+TEST_CASE("Heads may come first in a cache's memory") {
+  const Shape shape = parsed(R"({"set": "decode", "context": 64, "order": "heads"})").front();
+  CHECK(shape.heads_first);
+  CHECK(shape.name == "b1_h32-32_d128_c64_f32_heads");
+  CHECK_FALSE(parsed(R"({"set": "decode", "context": 64, "order": "tokens"})").front().heads_first);
+}
+
 TEST_CASE("A broken shapes file says where") {
   CHECK_THROWS_MATCHES(shapes_from_json("{", "mine.json"), Error, MessageMatches(ContainsSubstring("mine.json")));
   CHECK_THROWS_MATCHES(shapes_from_json("{\"shapes\": []}", "mine.json"), Error,

@@ -17,14 +17,13 @@ double counter(const Result& result, const char* name) {
   return found == result.counters.end() ? 0 : found->second;
 }
 
-/// Four digits that matter: "0.812", "81.2", "8120".
+}  // namespace
+
 std::string digits(double value) {
   if (value == 0) return "-";
   const int before = static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1;
   return fmt::format("{:.{}f}", value, std::clamp(3 - before, 0, 3));
 }
-
-}  // namespace
 
 std::string results_table(const Results& results) {
   size_t widest = 8;

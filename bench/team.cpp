@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/team.h"
 
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 namespace attest::bench {
@@ -26,13 +30,34 @@ void Cores::release(pid_t thread) const {
   ::sched_setaffinity(thread, sizeof all_, &all_);
 }
 
-std::set<pid_t> threads_now() {
-  std::set<pid_t> threads;
+std::map<pid_t, int64_t> threads_now() {
+  std::map<pid_t, int64_t> threads;
   std::error_code gone;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", gone)) {
-    threads.insert(static_cast<pid_t>(std::stoi(entry.path().filename().string())));
+    int64_t& time = threads[static_cast<pid_t>(std::stoi(entry.path().filename().string()))];
+    std::ifstream(entry.path() / "schedstat") >> time;
   }
   return threads;
+}
+
+void let_threads_rest() {
+  const auto another_runs = [] {
+    std::error_code gone;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", gone)) {
+      if (entry.path().filename() == std::to_string(::gettid())) continue;
+      std::ifstream file(entry.path() / "stat");
+      std::string line;
+      std::getline(file, line);
+      // "17 (a name) R ...": a name may have brackets.
+      const size_t name_ends = line.rfind(')');
+      if (name_ends != std::string::npos && line.compare(name_ends, 3, ") R") == 0) return true;
+    }
+    return false;
+  };
+  for (int i = 0; i < 40; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (!another_runs()) return;
+  }
 }
 
 void bind_openmp() {

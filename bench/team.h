@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <set>
+#include <map>
 #include <thread>
 #include <vector>
 
@@ -29,8 +29,13 @@ class Cores {
   cpu_set_t all_{};
 };
 
-/// The threads of this process.
-std::set<pid_t> threads_now();
+/// The threads of this process, and for how long each has run, in nanoseconds.
+std::map<pid_t, int64_t> threads_now();
+
+/// Waits until the caller is the only one of them that runs, because a library's threads may go on looking for work for
+/// many milliseconds (OpenBLAS: 26) and would take turns with whoever is next. It gives up after 40 ms, as on a busy
+/// machine.
+void let_threads_rest();
 
 /// Sets what OpenMP reads when it is loaded, unless the user has set it: threads stay where they are. Before any
 /// backend is loaded.

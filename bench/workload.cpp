@@ -67,7 +67,7 @@ Memory::~Memory() {
   ::munmap(data_, size_);
 }
 
-HostTensor::HostTensor(DType dtype, std::vector<int64_t> shape)
+HostTensor::HostTensor(DType dtype, std::vector<int64_t> shape, const std::vector<size_t>& order)
     : dtype_(dtype),
       shape_(std::move(shape)),
       strides_(shape_.size()),
@@ -75,8 +75,9 @@ HostTensor::HostTensor(DType dtype, std::vector<int64_t> shape)
       memory_(used_) {
   int64_t stride = 1;
   for (size_t i = shape_.size(); i-- > 0;) {
-    strides_[i] = stride;
-    stride *= shape_[i];
+    const size_t axis = order.empty() ? i : order[i];
+    strides_[axis] = stride;
+    stride *= shape_[axis];
   }
   tensor_.data = memory_.data();
   tensor_.device = {kDLCPU, 0};
@@ -172,10 +173,12 @@ void Workload::make_copy(Team& team) {
   const bool paged = p.cache == CacheKind::paged;
   const int64_t first = paged ? p.batch * (p.capacity / p.page_size) : p.batch,
                 second = paged ? p.page_size : p.capacity;
-  copy->key =
-      std::make_unique<HostTensor>(p.cache_dtype, std::vector<int64_t>{first, second, p.kv_heads, p.qk_head_dim});
+  const std::vector<size_t> order =
+      shape_.heads_first ? std::vector<size_t>{0, 2, 1, 3} : std::vector<size_t>{0, 1, 2, 3};
+  copy->key = std::make_unique<HostTensor>(p.cache_dtype,
+                                           std::vector<int64_t>{first, second, p.kv_heads, p.qk_head_dim}, order);
   copy->value =
-      std::make_unique<HostTensor>(p.cache_dtype, std::vector<int64_t>{first, second, p.kv_heads, p.v_head_dim});
+      std::make_unique<HostTensor>(p.cache_dtype, std::vector<int64_t>{first, second, p.kv_heads, p.v_head_dim}, order);
   copy->lengths = std::make_unique<HostTensor>(DType::i32, std::vector<int64_t>{p.batch});
   const float size = p.quantised() ? 1 / kScale : 1;
   fill(team, *copy->key, 500011, size);
@@ -214,14 +217,19 @@ void Workload::note_reads(Copy& copy) const {
   const int64_t size = info(p.cache_dtype).size;
   for (const HostTensor* tensor : {copy.key.get(), copy.value.get()}) {
     const auto bytes = std::span<const std::byte>(tensor->bytes());
-    const int64_t row = p.kv_heads * (tensor == copy.key.get() ? p.qk_head_dim : p.v_head_dim);
+    const int64_t width = tensor == copy.key.get() ? p.qk_head_dim : p.v_head_dim;
+    // A run has all heads of its tokens, or all tokens of its head.
+    const int64_t heads = shape_.heads_first ? p.kv_heads : 1;
+    const int64_t row = p.kv_heads / heads * width * size;
     for (int64_t b = 0; b < p.batch; ++b) {
       const auto at = static_cast<size_t>(b);
       const int64_t total = shape_.before[at] + shape_.queries[at], run = p.page_size > 0 ? p.page_size : total;
       for (int64_t t = 0; t < total; t += run) {
-        const int64_t begin = cache_row(b, t, 0) / p.kv_heads / p.qk_head_dim * row * size;
-        copy.reads.push_back(
-            bytes.subspan(static_cast<size_t>(begin), static_cast<size_t>(std::min(run, total - t) * row * size)));
+        for (int64_t head = 0; head < heads; ++head) {
+          const int64_t begin = cache_row(b, t, head) / p.qk_head_dim * width * size;
+          copy.reads.push_back(
+              bytes.subspan(static_cast<size_t>(begin), static_cast<size_t>(std::min(run, total - t) * row)));
+        }
       }
     }
   }
@@ -239,12 +247,16 @@ void Workload::poison_output() {
 
 int64_t Workload::cache_row(int64_t sequence, int64_t token, int64_t head) const {
   const Problem& p = shape_.problem;
-  int64_t slot = sequence * p.capacity + token;
+  // Sequences and their tokens, or pages and theirs.
+  int64_t outer = sequence, inner = token, tokens = p.capacity;
   if (table_) {
-    const int64_t page = table_->as<int32_t>()[sequence * (p.capacity / p.page_size) + token / p.page_size];
-    slot = page * p.page_size + token % p.page_size;
+    outer = table_->as<int32_t>()[sequence * (p.capacity / p.page_size) + token / p.page_size];
+    inner = token % p.page_size;
+    tokens = p.page_size;
   }
-  return (slot * p.kv_heads + head) * p.qk_head_dim;
+  const int64_t row =
+      shape_.heads_first ? (outer * p.kv_heads + head) * tokens + inner : (outer * tokens + inner) * p.kv_heads + head;
+  return row * p.qk_head_dim;
 }
 
 int64_t Workload::token_number(int64_t sequence, int64_t index) const {

@@ -31,7 +31,8 @@ class Memory {
 /// A compact tensor and its memory.
 class HostTensor {
  public:
-  HostTensor(DType dtype, std::vector<int64_t> shape);
+  /// `order`: its axes, the outermost in memory first; empty: as they are numbered.
+  HostTensor(DType dtype, std::vector<int64_t> shape, const std::vector<size_t>& order = {});
   [[nodiscard]] DLTensor* get() { return &tensor_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
   [[nodiscard]] std::span<std::byte> bytes() const { return {memory_.data(), used_}; }

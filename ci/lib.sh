@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the scripts of ci/ share; sourced by them, after `set -euo pipefail`. Offers
 #   $root $jobs                  the repository, and how many things to do at once
+#   $peers_prefix                the virtual environment of the bench's peers
 #   say, die                     one line for a person (on stderr: stdout belongs to the command that is run)
 #   phase NAME COMMAND…, times   time a command; all times so far on one line
 #   build PRESET [TARGET…]       configure and build build/PRESET, silent when there is nothing to do
@@ -9,6 +10,7 @@
 
 root=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)
 jobs=${ATTEST_JOBS:-$(nproc)}
+peers_prefix=$root/build/peers
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -49,6 +51,7 @@ configuration() {
   printf '%s\n' "$root"
   cat -- "$root"/CMake*Presets.json
   if [[ -d $root/build/onednn3 ]]; then echo "oneDNN 3"; fi
+  cat -- "$peers_prefix/packages" 2>/dev/null || true
 }
 
 configure() {

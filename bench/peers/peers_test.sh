@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# A peer in Python beside others in `attest bench`: right ones get numbers, in every form of a step; a wrong one, and a
+# problem that it does not do, get none. No time is asked for.
+# Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so
+set -uo pipefail
+
+attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+failures=0
+
+# ends code "part of the output" arguments...
+ends() {
+  local wanted=$1 part=$2
+  shift 2
+  "$attest" bench "$@" >out.txt 2>err.txt
+  local code=$?
+  if ((code != wanted)); then
+    printf 'FAILED: attest bench %s: exit code %s, wanted %s: %s\n' "$*" "$code" "$wanted" "$(cat out.txt err.txt)"
+    failures=$((failures + 1))
+  elif ! cat out.txt err.txt | grep -qF -- "$part"; then
+    printf 'FAILED: attest bench %s: "%s" is not in: %s\n' "$*" "$part" "$(cat out.txt err.txt)"
+    failures=$((failures + 1))
+  fi
+}
+
+heads='"query_heads": 4, "kv_heads": 2, "head_dim": 16'
+cat >right.json <<JSON
+{"shapes": [{"set": "decode", $heads, "context": [1, 40]},
+            {"set": "decode", $heads, "context": 40, "dtype": "f16", "order": "heads"},
+            {"set": "decode", $heads, "context": 40, "batch": 3, "lengths": "skewed"},
+            {"set": "decode", $heads, "context": 40, "batch": 3, "order": "heads"},
+            {"set": "mixed", $heads, "context": 40, "batch": 3, "chunk": 7},
+            {"set": "prefill", $heads, "context": 300, "chunk": 270},
+            {"set": "prefill", $heads, "context": 24, "dtype": "f16"}]}
+JSON
+cat >refused.json <<JSON
+{"shapes": [{"set": "decode", $heads, "context": 40, "dtype": "bf16"},
+            {"set": "decode", $heads, "context": 40, "cache": "paged"}]}
+JSON
+quick=(--seconds 0.02 --rounds 6 --memory 0.02)
+
+ends 0 'numpy' --backend "$numpy" --shapes right.json "${quick[@]}"
+if grep -F 'no number' out.txt; then
+  echo 'FAILED: the shapes above have no number'
+  failures=$((failures + 1))
+fi
+ends 5 'unsupported: NumPy has no bf16' --backend "$numpy" --shapes refused.json "${quick[@]}"
+ends 5 'unsupported: not implemented: a paged cache' --backend "$numpy" --shapes refused.json "${quick[@]}"
+ends 5 'no number: wrong before the timed loop' --backend "$wrong" --shapes right.json "${quick[@]}"
+ends 0 'no number: wrong before the timed loop' --backend "$numpy" --backend "$wrong" --shapes right.json "${quick[@]}"
+ends 0 'wrong' --backend "$wrong,factor=1" --shapes right.json "${quick[@]}"
+ends 2 'could not convert' --backend "$wrong,factor=much" --shapes right.json "${quick[@]}"
+ends 2 'has no such option' --backend "$numpy,factor=1" --shapes right.json "${quick[@]}"
+ends 0 'numpy' --backend "$numpy,threads=1" --shapes right.json "${quick[@]}"
+
+[ "$failures" -eq 0 ] && echo 'all as wanted'
+exit "$((failures > 0))"
