@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The keys of a step, and its values: from the new tokens and the cache of any kind to the f32 matrices that sgemm
-// reads, and into the cache.
+// The keys of a step, and its values: from the new tokens and the cache of any kind to the rows that attention reads,
+// and into the cache.
 //
 // An evenly strided f32 cache that holds what it is given, slot after slot, is appended to first and then read in
 // place. For any other the new tokens wait in scratch, as the numbers that the cache will hold, until attention is done
@@ -54,23 +54,14 @@ class CachedHeads {
   std::int64_t even_;  ///< Slots of a page or of a sequence.
 };
 
-/// Rows of f32, `leading` elements apart.
-struct Matrix {
-  const float* data;
-  std::int64_t leading, rows;
-};
-
-/// What attention reads: f32 rows by sequence, head and position.
+/// What attention reads: rows by sequence, head and position.
 class KvRows {
  public:
   /// Positions from past[b] on are `fresh` tokens, those before lie in the cache.
   KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache);
 
-  /// Some positions from `first` on, at most up to `end`: in place as many as lie so, else a tile, copied to `space`.
-  [[nodiscard]] Matrix matrix(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end,
-                              float* space) const;
-  /// Floats that `space` must have.
-  [[nodiscard]] std::int64_t space() const;
+  /// Copies rows [first, end) to `to` as f32, one after the other.
+  void copy(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const;
 
   // Row by row, as they are stored: positions before past(b) as `cached_storage`, the others as f32.
 
@@ -91,7 +82,6 @@ class KvRows {
 
  private:
   Heads fresh_;
-  bool in_place_;
   Counts past_;
   std::optional<CachedHeads> cache_;
 };

@@ -14,6 +14,8 @@
 
 namespace attest::onednn {
 
+struct TileKernels;
+
 /// Rows of `width` adjacent elements anywhere in memory. Behind `row[count - 1]` there are `rows_ahead` more pointers:
 /// what will be read next. They are only fetched ahead, so they may point anywhere.
 struct RowBlock {
@@ -48,6 +50,8 @@ struct RowKernels {
   /// Turns logits into weights, as `exponentials` of softmax.h does for `count` visible ones. May write up to
   /// row_padding - 1 more zeros.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
+
+  const TileKernels* tiles;  ///< For many queries.
 };
 
 /// Those that this machine can run, the best one first; the last one runs anywhere.
