@@ -18,7 +18,7 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // Query rows of a task: a tile of keys and values is converted and packed for each task anew, and that many rows make
 // it cheap. Their queries and results, and the tile, stay in the second-level cache. No result depends on it.
-constexpr std::int64_t task_rows = 252;
+constexpr std::int64_t task_rows = 504;
 // Where that leaves a thread fewer tasks than this, they are made smaller.
 constexpr std::int64_t tasks_per_thread = 4;
 
@@ -28,8 +28,8 @@ std::int64_t whole_lines(std::int64_t floats) {
   return (floats + cache_line - 1) / cache_line * cache_line;
 }
 
-std::int64_t strips_of(std::int64_t rows, std::int64_t strip) {
-  return (rows + strip - 1) / strip;
+std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
+  return (whole + part - 1) / part;
 }
 
 }  // namespace
@@ -49,27 +49,26 @@ Attention::Attention(const attest_problem& problem, int threads, const RowKernel
 
 /// Lists the tasks, and answers the most rows of one.
 std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
-  std::int64_t most = 0, all = 0;
+  std::int64_t all = 0, most = 0;
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
-    if (decode_.takes(step, b)) continue;
-    most = std::max(most, step.extents.queries[b] * group_);
-    all += step.extents.queries[b] * group_ * kv_heads_;
+    if (!decode_.takes(step, b)) all += step.extents.queries[b] * group_ * kv_heads_;
   }
   const std::int64_t share = all / (tasks_per_thread * static_cast<std::int64_t>(spaces_.size()));
-  const std::int64_t strips = std::max<std::int64_t>(1, std::min(share, task_rows) / kernels_.strip);
-  most = std::min(most, strips * kernels_.strip);
+  const std::int64_t wanted = std::clamp(share, kernels_.strip, task_rows);
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
-    if (decode_.takes(step, b)) continue;
     const std::int64_t rows = step.extents.queries[b] * group_;
+    if (rows == 0 || decode_.takes(step, b)) continue;
+    // About as many as wanted, in whole strips.
+    const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
+    const std::int64_t count = parts_of(parts_of(rows, parts), kernels_.strip) * kernels_.strip;
+    most = std::max(most, count);
+    // A head's tasks follow each other, so that its keys and values are still in a cache that the threads share. Causal:
+    // the last queries see the most keys; starting with them leaves the short tasks for the end.
     for (std::int64_t h = 0; h < kv_heads_; ++h) {
-      for (std::int64_t first = 0; first < rows; first += most) {
-        tasks.push_back({b, h, first, std::min(most, rows - first)});
+      for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
+        tasks.push_back({b, h, first, std::min(count, rows - first)});
       }
     }
-  }
-  // Causal: the last queries see the most keys. Starting with them leaves the short tasks for the end.
-  if (problem_.causal != ATTEST_CAUSAL_NONE) {
-    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
   }
   return most;
 }
@@ -93,7 +92,7 @@ void Attention::run(const Step& step) {
 
 /// Memory for a task of so many rows; an exception must not leave a parallel region.
 void Attention::lay_out(Workspace& space, std::int64_t rows) const {
-  const std::int64_t strips = strips_of(rows, kernels_.strip), wide = std::max(padded(qk_dim_), padded(v_dim_));
+  const std::int64_t strips = parts_of(rows, kernels_.strip), wide = std::max(padded(qk_dim_), padded(v_dim_));
   const std::pair<float**, std::int64_t> parts[] = {
       {&space.queries, strips * kernels_.lanes * qk_dim_}, {&space.keys, tile_keys * qk_dim_},
       {&space.values, tile_keys * padded(v_dim_)},         {&space.staged, tile_keys * padded(qk_dim_)},
@@ -127,6 +126,7 @@ void Attention::attend(const Step& step, const Task& task, Workspace& space) con
     pack(step.key, task, first, last, qk_dim_, space, space.staged);
     kernels_.transpose(space.staged, {first - tile, last - tile}, qk_dim_, space.keys);
     pack(step.value, task, first, last, v_dim_, space, space.values);
+    look_ahead(step, task, last, std::min(last + tile_keys, end), space);
     attend_tile(step, task, tile, space);
   }
   finish(step, task, space);
@@ -180,17 +180,44 @@ void Attention::pack(const KvRows& of, const Task& task, std::int64_t first, std
   }
 }
 
+/// Lists the next tile's rows, to be fetched while this one is worked on.
+void Attention::look_ahead(const Step& step, const Task& task, std::int64_t first, std::int64_t end,
+                           Workspace& space) const {
+  space.ahead.clear();
+  if (first >= end) return;
+  const auto take = [&](const KvRows& of, std::int64_t width) {
+    if (!of.rows_adjacent()) return;
+    of.rows(task.sequence, task.kv_head, first, end, space.pointers.data());
+    for (std::int64_t position = first; position < end; ++position) {
+      const Storage storage = position < of.past(task.sequence) ? of.cached_storage() : Storage::f32;
+      space.ahead.push_back({space.pointers[static_cast<std::size_t>(position - first)], width * static_cast<std::int64_t>(abi::bytes_of(storage))});
+    }
+  };
+  take(step.key, qk_dim_);
+  take(step.value, v_dim_);
+}
+
 void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const {
   const std::int64_t b = task.sequence, strip = kernels_.strip;
   const std::int64_t to_position = step.extents.total(b) - step.extents.queries[b];
   const auto in_tile = [&](std::int64_t position) {
     return std::clamp<std::int64_t>(position - tile, 0, tile_keys);
   };
+  const std::size_t fetches = space.ahead.size() / static_cast<std::size_t>(3 * parts_of(task.count, strip)) + 1;
+  std::size_t fetched = 0;
+  const auto fetch = [&] {
+    const std::size_t stop = std::min(space.ahead.size(), fetched + fetches);
+    for (; fetched < stop; ++fetched) {
+      const auto& [row, bytes] = space.ahead[fetched];
+      for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+    }
+  };
   for (std::int64_t from = 0; from < task.count; from += strip) {
     const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
     const Row* const rows = space.rows.data() + from;
     const TileRange range{in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)};
     if (range.begin >= range.end) continue;  // Nobody sees any of it.
+    fetch();
     kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
     float scale = 1;
     TileRange seen[most_strip_rows];
@@ -203,7 +230,9 @@ void Attention::attend_tile(const Step& step, const Task& task, std::int64_t til
       scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
     }
     StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
+    fetch();
     kernels_.weigh(space.scores, seen, range, scale, softmax);
+    fetch();
     kernels_.blend(space.scores, softmax.factor, space.values, v_dim_, range, space.blended + from * padded(v_dim_));
   }
 }

@@ -39,6 +39,7 @@ class Attention {
     std::vector<Row> rows;
     std::vector<const char*> pointers;
     std::vector<StripSoftmax> softmax;
+    std::vector<std::pair<const char*, std::int64_t>> ahead;
 
     // Parts of `floats`, at multiples of 64 bytes.
     float *queries, *keys, *values, *staged, *scores, *blended, *extra;
@@ -50,6 +51,7 @@ class Attention {
   void take_queries(const Step& step, const Task& task, Workspace& space) const;
   void pack(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end, std::int64_t width,
             Workspace& space, float* panels) const;
+  void look_ahead(const Step& step, const Task& task, std::int64_t first, std::int64_t end, Workspace& space) const;
   void attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const;
   void finish(const Step& step, const Task& task, Workspace& space) const;
 
