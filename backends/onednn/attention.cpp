@@ -18,7 +18,7 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // Query rows of a task: a tile of keys and values is converted and packed for each task anew, and that many rows make
 // it cheap. Their queries and results, and the tile, stay in the second-level cache. No result depends on it.
-constexpr std::int64_t task_rows = 504;
+constexpr std::int64_t task_rows = 252;
 // Where that leaves a thread fewer tasks than this, they are made smaller.
 constexpr std::int64_t tasks_per_thread = 4;
 
@@ -83,6 +83,7 @@ void Attention::run(const Step& step) {
   const auto count = static_cast<std::int64_t>(tasks.size());
   const int threads =
       static_cast<int>(std::min<std::int64_t>(count, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
+  // Memory is taken here, because an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (std::int64_t i = 0; i < count; ++i) {
@@ -90,14 +91,14 @@ void Attention::run(const Step& step) {
   }
 }
 
-/// Memory for a task of so many rows; an exception must not leave a parallel region.
+/// For tasks of so many rows.
 void Attention::lay_out(Workspace& space, std::int64_t rows) const {
-  const std::int64_t strips = parts_of(rows, kernels_.strip), wide = std::max(padded(qk_dim_), padded(v_dim_));
+  const std::int64_t strips = parts_of(rows, kernels_.strip);
   const std::pair<float**, std::int64_t> parts[] = {
       {&space.queries, strips * kernels_.lanes * qk_dim_}, {&space.keys, tile_keys * qk_dim_},
-      {&space.values, tile_keys * padded(v_dim_)},         {&space.staged, tile_keys * padded(qk_dim_)},
-      {&space.scores, kernels_.strip * tile_keys},         {&space.blended, strips * kernels_.strip * padded(v_dim_)},
-      {&space.extra, tile_keys * wide + tile_keys}};
+      {&space.values, tile_keys * padded(v_dim_)},         {&space.scores, kernels_.strip * tile_keys},
+      {&space.staged, kernels_.lanes * padded(qk_dim_)},   {&space.blended, strips * kernels_.strip * padded(v_dim_)},
+      {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
   std::int64_t all = cache_line;
   for (const auto& [part, count] : parts) all += whole_lines(count);
   float* at = space.floats.get(all);
@@ -107,8 +108,8 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
     at += whole_lines(count);
   }
   space.rows.resize(static_cast<std::size_t>(rows));
-  space.pointers.resize(static_cast<std::size_t>(tile_keys + rows_ahead));
   space.softmax.resize(static_cast<std::size_t>(strips));
+  if (!space.next_keys) space.next_keys.emplace(kernels_, qk_dim_), space.next_values.emplace(kernels_, v_dim_);
 }
 
 void Attention::attend(const Step& step, const Task& task, Workspace& space) const {
@@ -117,16 +118,21 @@ void Attention::attend(const Step& step, const Task& task, Workspace& space) con
     const std::int64_t query = (task.first + r) / group_, head = task.kv_head * group_ + (task.first + r) % group_;
     space.rows[static_cast<std::size_t>(r)] = {query, head, abi::visible_keys(problem_, query, queries, total)};
   }
-  take_queries(step, task, space);
   // The keys that any of the rows sees: from the first one's to the last one's.
   const std::int64_t start = space.rows[0].seen.begin;
   const std::int64_t end = space.rows[static_cast<std::size_t>(task.count - 1)].seen.end;
-  for (std::int64_t tile = start / tile_keys * tile_keys; tile < end; tile += tile_keys) {
-    const std::int64_t first = std::max(tile, start), last = std::min(tile + tile_keys, end);
-    pack(step.key, task, first, last, qk_dim_, space, space.staged);
-    kernels_.transpose(space.staged, {first - tile, last - tile}, qk_dim_, space.keys);
-    pack(step.value, task, first, last, v_dim_, space, space.values);
-    look_ahead(step, task, last, std::min(last + tile_keys, end), space);
+  const auto list = [&](std::int64_t tile) {
+    const std::int64_t first = std::max(tile, start), last = std::max(first, std::min(tile + tile_keys, end));
+    space.next_keys->list(step.key, b, task.kv_head, first, last);
+    space.next_values->list(step.value, b, task.kv_head, first, last);
+  };
+  const std::int64_t first_tile = start / tile_keys * tile_keys;
+  list(first_tile);
+  take_queries(step, task, space);
+  for (std::int64_t tile = first_tile; tile < end; tile += tile_keys) {
+    space.next_keys->pack_transposed(space.keys);
+    space.next_values->pack(space.values);
+    list(tile + tile_keys);
     attend_tile(step, task, tile, space);
   }
   finish(step, task, space);
@@ -135,106 +141,83 @@ void Attention::attend(const Step& step, const Task& task, Workspace& space) con
 /// Strip by strip: transposed queries, and the state before any key.
 void Attention::take_queries(const Step& step, const Task& task, Workspace& space) const {
   const std::int64_t strip = kernels_.strip, wide = padded(v_dim_);
+  const auto query = [&](std::int64_t r) {
+    const Row& row = space.rows[static_cast<std::size_t>(r)];
+    return step.query.floats(task.sequence, row.query, row.head);
+  };
   for (std::int64_t from = 0; from < task.count; from += strip) {
     const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
     StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
     std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
     std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
+    const char* pointers[most_strip_rows];
     for (std::int64_t r = 0; r < count; ++r) {
-      const Row& row = space.rows[static_cast<std::size_t>(from + r)];
-      if (sinks_) softmax.largest[r] = (*sinks_)(row.head), softmax.sum[r] = 1;
-      const float* query = step.query.floats(task.sequence, row.query, row.head);
+      if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
+      if (sinks_) {
+        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
+        softmax.sum[r] = 1;
+      }
+      const float* row = query(from + r);
       if (!step.query.channels_adjacent()) {
         float* const copy = space.extra + r * qk_dim_;
-        decode(Storage::f32, query, step.query.channel, qk_dim_, 1, copy);
-        query = copy;
+        copy_elements(Storage::f32, row, step.query.channel, copy, 1, qk_dim_);
+        row = copy;
       }
-      space.pointers[static_cast<std::size_t>(r)] = reinterpret_cast<const char*>(query);
+      pointers[r] = reinterpret_cast<const char*>(row);
     }
-    kernels_.pack({Storage::f32, space.pointers.data(), count, qk_dim_}, nullptr, 0, space.staged);
-    kernels_.transpose(space.staged, {0, count}, qk_dim_, space.queries + s * kernels_.lanes * qk_dim_);
+    kernels_.pack({Storage::f32, pointers, count, qk_dim_}, nullptr, 0, kernels_.lanes, space.staged);
+    kernels_.transpose(space.staged, qk_dim_, space.queries + s * kernels_.lanes * qk_dim_);
     std::fill_n(space.blended + from * wide, strip * wide, 0.0f);
   }
 }
 
-/// Keys or values [first, end) of a tile to panels.
-void Attention::pack(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end, std::int64_t width,
-                     Workspace& space, float* panels) const {
-  const std::int64_t b = task.sequence, at = first % tile_keys, count = end - first;
-  const char** const pointers = space.pointers.data();
-  if (!of.rows_adjacent()) {
-    of.copy(b, task.kv_head, first, end, space.extra);
-    for (std::int64_t j = 0; j < count; ++j) pointers[j] = reinterpret_cast<const char*>(space.extra + j * width);
-    kernels_.pack({Storage::f32, pointers, count, width}, nullptr, at, panels);
-    return;
-  }
-  of.rows(b, task.kv_head, first, end, pointers);
-  const std::int64_t cached = std::clamp(of.past(b), first, end) - first;
-  if (cached > 0) {
-    if (of.scaled()) of.scales(b, task.kv_head, first, first + cached, space.extra);
-    const float* const scales = of.scaled() ? space.extra : nullptr;
-    kernels_.pack({of.cached_storage(), pointers, cached, width}, scales, at, panels);
-  }
-  if (cached < count) {
-    kernels_.pack({Storage::f32, pointers + cached, count - cached, width}, nullptr, at + cached, panels);
-  }
-}
-
-/// Lists the next tile's rows, to be fetched while this one is worked on.
-void Attention::look_ahead(const Step& step, const Task& task, std::int64_t first, std::int64_t end,
-                           Workspace& space) const {
-  space.ahead.clear();
-  if (first >= end) return;
-  const auto take = [&](const KvRows& of, std::int64_t width) {
-    if (!of.rows_adjacent()) return;
-    of.rows(task.sequence, task.kv_head, first, end, space.pointers.data());
-    for (std::int64_t position = first; position < end; ++position) {
-      const Storage storage = position < of.past(task.sequence) ? of.cached_storage() : Storage::f32;
-      space.ahead.push_back({space.pointers[static_cast<std::size_t>(position - first)], width * static_cast<std::int64_t>(abi::bytes_of(storage))});
-    }
-  };
-  take(step.key, qk_dim_);
-  take(step.value, v_dim_);
-}
-
 void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const {
-  const std::int64_t b = task.sequence, strip = kernels_.strip;
-  const std::int64_t to_position = step.extents.total(b) - step.extents.queries[b];
+  const std::int64_t strip = kernels_.strip;
+  // The next tile is fetched in small portions: many at once would have to wait for each other.
+  const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, strip));
   const auto in_tile = [&](std::int64_t position) {
     return std::clamp<std::int64_t>(position - tile, 0, tile_keys);
   };
-  const std::size_t fetches = space.ahead.size() / static_cast<std::size_t>(3 * parts_of(task.count, strip)) + 1;
-  std::size_t fetched = 0;
-  const auto fetch = [&] {
-    const std::size_t stop = std::min(space.ahead.size(), fetched + fetches);
-    for (; fetched < stop; ++fetched) {
-      const auto& [row, bytes] = space.ahead[fetched];
-      for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
-    }
-  };
+  std::int64_t fetched = 0;
   for (std::int64_t from = 0; from < task.count; from += strip) {
     const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
     const Row* const rows = space.rows.data() + from;
+    const std::int64_t stop = fetched + portion;
+    for (std::int64_t i = fetched; i < stop; ++i) space.next_keys->fetch(i);
     const TileRange range{in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)};
-    if (range.begin >= range.end) continue;  // Nobody sees any of it.
-    fetch();
-    kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
-    float scale = 1;
-    TileRange seen[most_strip_rows];
-    std::fill(std::begin(seen), std::end(seen), TileRange{range.begin, range.begin});
-    for (std::int64_t r = 0; r < count; ++r) {
-      const std::int64_t begin = std::clamp(in_tile(rows[r].seen.begin), range.begin, range.end);
-      const std::int64_t end = std::clamp(in_tile(rows[r].seen.end), begin, range.end);
-      seen[r] = {begin, end};
-      const LogitRow row{b, rows[r].head, rows[r].query, to_position + rows[r].query, tile + begin, end - begin};
-      scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
+    if (range.begin < range.end) {  // Else nobody sees any of it.
+      kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
+      StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
+      weigh(step, task, tile, rows, count, range, space, softmax);
+      for (std::int64_t i = fetched; i < stop; ++i) space.next_values->fetch(i);
+      kernels_.blend(space.scores, softmax.factor, space.values, v_dim_, range, space.blended + from * padded(v_dim_));
     }
-    StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
-    fetch();
-    kernels_.weigh(space.scores, seen, range, scale, softmax);
-    fetch();
-    kernels_.blend(space.scores, softmax.factor, space.values, v_dim_, range, space.blended + from * padded(v_dim_));
+    fetched = stop;
   }
+}
+
+/// Turns the scores of a strip into weights.
+void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
+                      TileRange range, Workspace& space, StripSoftmax& softmax) const {
+  // What a row sees begins and ends no earlier than the row's before it.
+  const bool all_seen = rows[count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
+  if (all_seen && count == kernels_.strip && logits_.only_scales(step.mask)) {
+    kernels_.weigh(space.scores, nullptr, range, logits_.scale(), softmax);
+    return;
+  }
+  const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
+  float scale = 1;
+  TileRange seen[most_strip_rows];
+  std::fill(std::begin(seen), std::end(seen), TileRange{range.begin, range.begin});
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
+    const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
+    seen[r] = {begin, end};
+    const LogitRow row{
+        task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query, tile + begin, end - begin};
+    scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
+  }
+  kernels_.weigh(space.scores, seen, range, scale, softmax);
 }
 
 void Attention::finish(const Step& step, const Task& task, Workspace& space) const {

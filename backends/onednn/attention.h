@@ -12,6 +12,7 @@
 #include "flash_decode.h"
 #include "heads.h"
 #include "logits.h"
+#include "tile_source.h"
 #include "tiles.h"
 
 namespace attest::onednn {
@@ -36,23 +37,19 @@ class Attention {
   /// What a thread works in.
   struct Workspace {
     Scratch floats;
+    float *queries, *keys, *values, *scores, *staged, *blended, *extra;  ///< Parts of it, at multiples of 64 bytes.
     std::vector<Row> rows;
-    std::vector<const char*> pointers;
     std::vector<StripSoftmax> softmax;
-    std::vector<std::pair<const char*, std::int64_t>> ahead;
-
-    // Parts of `floats`, at multiples of 64 bytes.
-    float *queries, *keys, *values, *staged, *scores, *blended, *extra;
+    std::optional<TileSource> next_keys, next_values;
   };
 
   [[nodiscard]] std::int64_t cut(const Step& step, std::vector<Task>& tasks) const;
   void lay_out(Workspace& space, std::int64_t rows) const;
   void attend(const Step& step, const Task& task, Workspace& space) const;
   void take_queries(const Step& step, const Task& task, Workspace& space) const;
-  void pack(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end, std::int64_t width,
-            Workspace& space, float* panels) const;
-  void look_ahead(const Step& step, const Task& task, std::int64_t first, std::int64_t end, Workspace& space) const;
   void attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const;
+  void weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
+             TileRange range, Workspace& space, StripSoftmax& softmax) const;
   void finish(const Step& step, const Task& task, Workspace& space) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;

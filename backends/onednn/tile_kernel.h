@@ -63,25 +63,24 @@ inline Floats reduce(Floats* vectors, Operation&& operation) {
 // Panels
 
 template <Storage storage>
-void pack_all(const RowBlock& rows, const float* scales, std::int64_t first, float* panels) {
+void pack_all(const RowBlock& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels) {
   for (std::int64_t j = 0; j < rows.count; ++j) {
     const float scale = scales != nullptr ? scales[j] : 1;
     float* to = panels + (first + j) * lanes;
     std::int64_t c = 0;
-    for (; c + lanes <= rows.width; c += lanes, to += tile_keys * lanes) {
+    for (; c + lanes <= rows.width; c += lanes, to += panel_rows * lanes) {
       store_floats(load<storage>(rows.row[j] + c * element_bytes<storage>) * scale, to);
     }
-    for (; c < padded(rows.width); c += lanes, to += tile_keys * lanes) {
+    for (; c < padded(rows.width); c += lanes, to += panel_rows * lanes) {
       const std::int64_t left = rows.width - c;
-      const Floats some =
-          left > 0 ? load_some<storage>(rows.row[j] + c * element_bytes<storage>, left) : Floats{};
+      const Floats some = left > 0 ? load_some<storage>(rows.row[j] + c * element_bytes<storage>, left) : Floats{};
       store_floats(some * scale, to);
     }
   }
 }
 
-void pack(const RowBlock& rows, const float* scales, std::int64_t first, float* panels) {
-  const auto with = [&]<Storage storage>() { pack_all<storage>(rows, scales, first, panels); };
+void pack(const RowBlock& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels) {
+  const auto with = [&]<Storage storage>() { pack_all<storage>(rows, scales, first, panel_rows, panels); };
   switch (rows.storage) {
     case Storage::f32:
       return with.template operator()<Storage::f32>();
@@ -98,21 +97,17 @@ void pack(const RowBlock& rows, const float* scales, std::int64_t first, float* 
   }
 }
 
-void transpose(const float* panels, TileRange rows, std::int64_t width, float* to) {
-  for (std::int64_t j = rows.begin / lanes * lanes; j < rows.end; j += lanes) {
-    float* const target = to + j * width;
-    for (std::int64_t c = 0; c < width; c += lanes) {
-      const float* const from = panels + (c * tile_keys + j * lanes);
-      Floats vectors[lanes];
+void transpose(const float* panels, std::int64_t width, float* to) {
+  for (std::int64_t c = 0; c < width; c += lanes, panels += lanes * lanes) {
+    Floats vectors[lanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) vectors[i] = load_floats(from + i * lanes);
-      transpose_vectors(vectors);
-      if (c + lanes <= width) {
+    for (int i = 0; i < lanes; ++i) vectors[i] = load_floats(panels + i * lanes);
+    transpose_vectors(vectors);
+    if (c + lanes <= width) {
 #pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) store_floats(vectors[i], target + (c + i) * lanes);
-      } else {
-        for (int i = 0; i < width - c; ++i) store_floats(vectors[i], target + (c + i) * lanes);
-      }
+      for (int i = 0; i < lanes; ++i) store_floats(vectors[i], to + (c + i) * lanes);
+    } else {
+      for (int i = 0; i < width - c; ++i) store_floats(vectors[i], to + (c + i) * lanes);
     }
   }
 }
@@ -203,8 +198,8 @@ void weigh_strip(float* scores, const TileRange* seen, TileRange range, float sc
   Floats row[lanes];
   for (std::int64_t r = 0; r < strip; ++r) {
     float* const logits = scores + r * tile_keys;
-    for (std::int64_t j = begin; j < seen[r].begin; ++j) logits[j] = minus_infinity;
-    for (std::int64_t j = seen[r].end; j < end; ++j) logits[j] = minus_infinity;
+    for (std::int64_t j = begin; j < (seen != nullptr ? seen[r] : range).begin; ++j) logits[j] = minus_infinity;
+    for (std::int64_t j = (seen != nullptr ? seen[r] : range).end; j < end; ++j) logits[j] = minus_infinity;
     row[r] = load_floats(logits + begin);
     for (std::int64_t j = begin + lanes; j < end; j += lanes) row[r] = larger(row[r], load_floats(logits + j));
   }

@@ -34,20 +34,19 @@ struct StripSoftmax {
 struct TileKernels {
   std::int64_t lanes, strip;  ///< Floats of a vector, and query rows of a strip.
 
-  /// Rows as floats, times scales[j] unless that is null, to the panels of a tile's columns: row j's channels
-  /// [v * lanes, ...) to panels + (v * tile_keys + first + j) * lanes. Zeros fill up to padded(width).
-  void (*pack)(const RowBlock& rows, const float* scales, std::int64_t first, float* panels);
+  /// Rows as floats, times scales[j] unless that is null, to panels of their channels, `panel_rows` rows each: channels
+  /// [v * lanes, ...) of row j to panels + (v * panel_rows + first + j) * lanes. Zeros fill up to padded(width).
+  void (*pack)(const RowBlock& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels);
 
-  /// From packed rows [begin, end), with any others up to a multiple of `lanes`, to panels of their channels: channel c
-  /// of rows [g * lanes, ...) to `to` + (g * width + c) * lanes.
-  void (*transpose)(const float* panels, TileRange rows, std::int64_t width, float* to);
+  /// From packed rows, `lanes` of them, to a panel of these: channel c of all to `to` + c * lanes.
+  void (*transpose)(const float* panels, std::int64_t width, float* to);
 
-  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip; both operands transposed. It writes
-  /// whole vectors of keys.
+  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip. Both are transposed, the queries to
+  /// one panel, the keys to one for each vector of them. It writes whole vectors of keys.
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
 
-  /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`.
-  /// `scale` > 0. -infinity is masked. The exponentials are as good as those of softmax.h.
+  /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`. Null:
+  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of softmax.h.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
@@ -58,5 +57,10 @@ struct TileKernels {
   /// row[c] /= divisor, up to padded(width).
   void (*divide)(float* row, std::int64_t width, float divisor);
 };
+
+/// Asks for a row that will be read soon, into the second-level cache.
+inline void fetch_row(const void* row, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+}
 
 }  // namespace attest::onednn
