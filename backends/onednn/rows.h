@@ -10,8 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "softmax.h"
-
 namespace attest::onednn {
 
 struct TileKernels;
@@ -33,6 +31,11 @@ constexpr std::int64_t padded(std::int64_t width) {
   return (width + row_padding - 1) / row_padding * row_padding;
 }
 
+struct RowSum {
+  float largest;  ///< The largest scaled logit or `at_least`; -infinity for a row that sees nothing, without that.
+  double sum;     ///< Of the exponentials.
+};
+
 /// A result's bits depend on the rows' contents and on the number of query rows, not on where rows lie or how they are
 /// divided into blocks. A quantised element counts as its code.
 struct RowKernels {
@@ -47,7 +50,8 @@ struct RowKernels {
   void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                 float* blended);
 
-  /// Turns logits into weights, as `exponentials` of softmax.h does for `count` visible ones. May write up to
+  /// Turns logits into weights: row[j] = exp(scale * row[j] - largest). A logit of -infinity is masked: its weight is 0.
+  /// The exponentials are within 2 units in the last place of the true ones, subnormals included. May write up to
   /// row_padding - 1 more zeros.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
 

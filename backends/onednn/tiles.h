@@ -46,7 +46,7 @@ struct TileKernels {
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
 
   /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`. Null:
-  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of softmax.h.
+  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of rows.h.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
