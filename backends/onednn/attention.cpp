@@ -62,8 +62,8 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
     const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
     const std::int64_t count = parts_of(parts_of(rows, parts), kernels_.strip) * kernels_.strip;
     most = std::max(most, count);
-    // A head's tasks follow each other, so that its keys and values are still in a cache that the threads share. Causal:
-    // the last queries see the most keys; starting with them leaves the short tasks for the end.
+    // A head's tasks follow each other, so that its keys and values are still in a cache that the threads share.
+    // Causal: the last queries see the most keys; starting with them leaves the short tasks for the end.
     for (std::int64_t h = 0; h < kv_heads_; ++h) {
       for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
         tasks.push_back({b, h, first, std::min(count, rows - first)});
@@ -94,11 +94,13 @@ void Attention::run(const Step& step) {
 /// For tasks of so many rows.
 void Attention::lay_out(Workspace& space, std::int64_t rows) const {
   const std::int64_t strips = parts_of(rows, kernels_.strip);
-  const std::pair<float**, std::int64_t> parts[] = {
-      {&space.queries, strips * kernels_.lanes * qk_dim_}, {&space.keys, tile_keys * qk_dim_},
-      {&space.values, tile_keys * padded(v_dim_)},         {&space.scores, kernels_.strip * tile_keys},
-      {&space.staged, kernels_.lanes * padded(qk_dim_)},   {&space.blended, strips * kernels_.strip * padded(v_dim_)},
-      {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
+  const std::pair<float**, std::int64_t> parts[] = {{&space.queries, strips * kernels_.lanes * qk_dim_},
+                                                    {&space.keys, tile_keys * qk_dim_},
+                                                    {&space.values, tile_keys * padded(v_dim_)},
+                                                    {&space.scores, kernels_.strip * tile_keys},
+                                                    {&space.staged, kernels_.lanes * padded(qk_dim_)},
+                                                    {&space.blended, strips * kernels_.strip * padded(v_dim_)},
+                                                    {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
   std::int64_t all = cache_line;
   for (const auto& [part, count] : parts) all += whole_lines(count);
   float* at = space.floats.get(all);
@@ -175,9 +177,7 @@ void Attention::attend_tile(const Step& step, const Task& task, std::int64_t til
   const std::int64_t strip = kernels_.strip;
   // The next tile is fetched in small portions: many at once would have to wait for each other.
   const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, strip));
-  const auto in_tile = [&](std::int64_t position) {
-    return std::clamp<std::int64_t>(position - tile, 0, tile_keys);
-  };
+  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
   std::int64_t fetched = 0;
   for (std::int64_t from = 0; from < task.count; from += strip) {
     const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
@@ -213,8 +213,8 @@ void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, con
     const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
     const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
     seen[r] = {begin, end};
-    const LogitRow row{
-        task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query, tile + begin, end - begin};
+    const LogitRow row{task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query,
+                       tile + begin,  end - begin};
     scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
   }
   kernels_.weigh(space.scores, seen, range, scale, softmax);

@@ -50,8 +50,8 @@ struct RowKernels {
   void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                 float* blended);
 
-  /// Turns logits into weights: row[j] = exp(scale * row[j] - largest). A logit of -infinity is masked: its weight is 0.
-  /// The exponentials are within 2 units in the last place of the true ones, subnormals included. May write up to
+  /// Turns logits into weights: row[j] = exp(scale * row[j] - largest). A logit of -infinity is masked: its weight is
+  /// 0. The exponentials are within 2 units in the last place of the true ones, subnormals included. May write up to
   /// row_padding - 1 more zeros.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
 
