@@ -4,24 +4,33 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
-#include <oneapi/dnnl/dnnl.hpp>
-#include <stdexcept>
 
 #include "convert.h"
-#include "softmax.h"
 #include "threads.h"
 
 namespace attest::onednn {
 
 namespace {
 
-// Rows of a block's score matrix. More share each pass over the keys; fewer waste less on the diagonal.
-constexpr std::int64_t block_rows = 64;
-// Most scores of a block, 2 MiB of them: longer contexts take fewer rows at a time.
-constexpr std::int64_t block_scores = 512 * 1024;
+constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+
+// Query rows of a task: a tile of keys and values is converted and packed for each task anew, and that many rows make
+// it cheap. Their queries and results, and the tile, stay in the second-level cache. No result depends on it.
+constexpr std::int64_t task_rows = 252;
+// Where that leaves a thread fewer tasks than this, they are made smaller.
+constexpr std::int64_t tasks_per_thread = 4;
+
+constexpr std::int64_t cache_line = 16;  // floats
+
+std::int64_t whole_lines(std::int64_t floats) {
+  return (floats + cache_line - 1) / cache_line * cache_line;
+}
+
+std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
+  return (whole + part - 1) / part;
+}
 
 }  // namespace
 
@@ -31,125 +40,200 @@ Attention::Attention(const attest_problem& problem, int threads, const RowKernel
       qk_dim_(problem.qk_head_dim),
       v_dim_(problem.v_head_dim),
       problem_(problem),
+      kernels_(*kernels.tiles),
       logits_(problem),
       decode_(problem, threads, kernels),
-      scratch_(static_cast<std::size_t>(threads)) {
+      spaces_(static_cast<std::size_t>(threads)) {
   if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
+}
+
+/// Lists the tasks, and answers the most rows of one.
+std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
+  std::int64_t all = 0, most = 0;
+  for (std::int64_t b = 0; b < problem_.batch; ++b) {
+    if (!decode_.takes(step, b)) all += step.extents.queries[b] * group_ * kv_heads_;
+  }
+  const std::int64_t share = all / (tasks_per_thread * static_cast<std::int64_t>(spaces_.size()));
+  const std::int64_t wanted = std::clamp(share, kernels_.strip, task_rows);
+  for (std::int64_t b = 0; b < problem_.batch; ++b) {
+    const std::int64_t rows = step.extents.queries[b] * group_;
+    if (rows == 0 || decode_.takes(step, b)) continue;
+    // About as many as wanted, in whole strips.
+    const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
+    const std::int64_t count = parts_of(parts_of(rows, parts), kernels_.strip) * kernels_.strip;
+    most = std::max(most, count);
+    // A head's tasks follow each other, so that its keys and values are still in a cache that the threads share.
+    // Causal: the last queries see the most keys; starting with them leaves the short tasks for the end.
+    for (std::int64_t h = 0; h < kv_heads_; ++h) {
+      for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
+        tasks.push_back({b, h, first, std::min(count, rows - first)});
+      }
+    }
+  }
+  return most;
 }
 
 void Attention::run(const Step& step) {
   decode_.run(step);
   std::vector<Task> tasks;
-  std::int64_t space = 0, multiply_adds = 0;
-  for (std::int64_t b = 0; b < problem_.batch; ++b) {
-    if (decode_.takes(step, b)) continue;
-    const std::int64_t queries = step.extents.queries[b], keys = std::max<std::int64_t>(step.extents.total(b), 1);
-    const std::int64_t rows = std::min(block_rows, block_scores / keys);
-    const std::int64_t tokens = std::max<std::int64_t>(1, rows / group_);
-    multiply_adds += queries * step.extents.total(b) * kv_heads_ * group_ * (qk_dim_ + v_dim_);
-    for (std::int64_t h = 0; h < kv_heads_; ++h) {
-      for (std::int64_t first = 0; first < queries; first += tokens) {
-        tasks.push_back({b, h, first, std::min(tokens, queries - first)});
-      }
-    }
-    // Scores (their rows up to 32 wider than the keys), queries, results, sums, and a row of the mask.
-    space = std::max(space, tokens * group_ * (keys + 32 + qk_dim_ + v_dim_ + 1) + keys);
-  }
+  const std::int64_t most_rows = cut(step, tasks);
   if (tasks.empty()) return;
-  space += std::max(step.key.space(), step.value.space());
-  // Causal: the last queries see the most keys. Starting with them leaves the short tasks for the end.
-  if (problem_.causal != ATTEST_CAUSAL_NONE) {
-    std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.first > b.first; });
-  }
+  std::int64_t multiply_adds = 0;
+  for (const Task& task : tasks) multiply_adds += task.count * step.extents.total(task.sequence) * (qk_dim_ + v_dim_);
   const auto count = static_cast<std::int64_t>(tasks.size());
-  const int most = threads_for(multiply_adds, static_cast<int>(scratch_.size()));
-  const ThreadScope scope(most);
-  const int threads = static_cast<int>(std::min<std::int64_t>(count, most));
-  for (int i = 0; i < threads; ++i) (void)scratch_[static_cast<std::size_t>(i)].get(space);
-
-  // An exception must not leave a parallel region, so failure comes out as a flag. In a region sgemm keeps to its
-  // thread; a single task is run outside of one and gets them all.
-  std::atomic<bool> failed{false};
+  const int threads =
+      static_cast<int>(std::min<std::int64_t>(count, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
+  // Memory is taken here, because an exception must not leave a parallel region.
+  for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (std::int64_t i = 0; i < count; ++i) {
-    Scratch& scratch = scratch_[static_cast<std::size_t>(omp_get_thread_num())];
-    if (!attend(step, tasks[static_cast<std::size_t>(i)], scratch)) failed = true;
+    attend(step, tasks[static_cast<std::size_t>(i)], spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
   }
-  if (failed) throw std::runtime_error("dnnl_sgemm refused a product");
 }
 
-/// Turns the dot products of a row into its softmax weights, times their sum, which it answers; 0 if nothing is visible
-/// and there is no sink. Writes the LSE. The row's keys are followed by `columns - row.count` that it does not see.
-double Attention::weigh(const Step& step, const LogitRow& row, std::int64_t columns, float* logits,
-                        float* space) const {
-  const float scale = logits_.finish(row, step.mask, logits, space);
-  const float sink = sinks_ ? (*sinks_)(row.head) : -std::numeric_limits<float>::infinity();
-  RowSum result = exponentials(logits, row.count, columns, scale, sink);
-  if (sinks_) result.sum += std::exp(static_cast<double>(sink) - static_cast<double>(result.largest));
-  if (step.lse) {
-    const double lse = static_cast<double>(result.largest) + std::log(result.sum);
-    step.lse->set(static_cast<float>(lse), row.sequence, row.query, row.head, 0);
+/// For tasks of so many rows.
+void Attention::lay_out(Workspace& space, std::int64_t rows) const {
+  const std::int64_t strips = parts_of(rows, kernels_.strip);
+  const std::pair<float**, std::int64_t> parts[] = {{&space.queries, strips * kernels_.lanes * qk_dim_},
+                                                    {&space.keys, tile_keys * qk_dim_},
+                                                    {&space.values, tile_keys * padded(v_dim_)},
+                                                    {&space.scores, kernels_.strip * tile_keys},
+                                                    {&space.staged, kernels_.lanes * padded(qk_dim_)},
+                                                    {&space.blended, strips * kernels_.strip * padded(v_dim_)},
+                                                    {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
+  std::int64_t all = cache_line;
+  for (const auto& [part, count] : parts) all += whole_lines(count);
+  float* at = space.floats.get(all);
+  at += (64 - reinterpret_cast<std::uintptr_t>(at) % 64) % 64 / sizeof(float);
+  for (const auto& [part, count] : parts) {
+    *part = at;
+    at += whole_lines(count);
   }
-  return result.sum;
+  space.rows.resize(static_cast<std::size_t>(rows));
+  space.softmax.resize(static_cast<std::size_t>(strips));
+  if (!space.next_keys) space.next_keys.emplace(kernels_, qk_dim_), space.next_values.emplace(kernels_, v_dim_);
 }
 
-/// False if a product failed.
-bool Attention::attend(const Step& step, const Task& task, Scratch& scratch) const {
-  const std::int64_t b = task.sequence, total = step.extents.total(b), queries = step.extents.queries[b];
-  const std::int64_t rows = task.count * group_, first_head = task.kv_head * group_;
-  // The block's products go over the keys that any of its queries sees: from the first one's to the last one's.
-  const std::int64_t start = abi::visible_keys(problem_, task.first, queries, total).begin;
-  const std::int64_t end = abi::visible_keys(problem_, task.first + task.count - 1, queries, total).end;
-  const std::int64_t keys = std::max<std::int64_t>(end - start, 0);
-  // A leading dimension of a power of two would put all rows into the same few cache sets.
-  const std::int64_t leading = (keys + 15) / 16 * 16 + 16;
-  float* const scores = scratch.get(0);
-  float* const query = scores + rows * leading;
-  float* const blend = query + rows * qk_dim_;
-  float* const sums = blend + rows * v_dim_;
-  float* const row_space = sums + rows;
-  float* const tile = row_space + keys;
+void Attention::attend(const Step& step, const Task& task, Workspace& space) const {
+  const std::int64_t b = task.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
+  for (std::int64_t r = 0; r < task.count; ++r) {
+    const std::int64_t query = (task.first + r) / group_, head = task.kv_head * group_ + (task.first + r) % group_;
+    space.rows[static_cast<std::size_t>(r)] = {query, head, abi::visible_keys(problem_, query, queries, total)};
+  }
+  // The keys that any of the rows sees: from the first one's to the last one's.
+  const std::int64_t start = space.rows[0].seen.begin;
+  const std::int64_t end = space.rows[static_cast<std::size_t>(task.count - 1)].seen.end;
+  const auto list = [&](std::int64_t tile) {
+    const std::int64_t first = std::max(tile, start), last = std::max(first, std::min(tile + tile_keys, end));
+    space.next_keys->list(step.key, b, task.kv_head, first, last);
+    space.next_values->list(step.value, b, task.kv_head, first, last);
+  };
+  const std::int64_t first_tile = start / tile_keys * tile_keys;
+  list(first_tile);
+  take_queries(step, task, space);
+  for (std::int64_t tile = first_tile; tile < end; tile += tile_keys) {
+    space.next_keys->pack_transposed(space.keys);
+    space.next_values->pack(space.values);
+    list(tile + tile_keys);
+    attend_tile(step, task, tile, space);
+  }
+  finish(step, task, space);
+}
 
-  // Row r is query token r / group of head r % group: the whole group shares each pass over its keys.
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float* const from = step.query.floats(b, task.first + r / group_, first_head + r % group_);
-    decode(Storage::f32, from, step.query.channel, qk_dim_, 1, query + r * qk_dim_);
-  }
-  for (std::int64_t at = start; at < end;) {
-    const Matrix key = step.key.matrix(b, task.kv_head, at, end, tile);
-    // The scale waits for the softmax: sgemm would round it into every element before the products.
-    if (dnnl::sgemm('N', 'T', rows, key.rows, qk_dim_, 1.0f, query, qk_dim_, key.data, key.leading, 0.0f,
-                    scores + (at - start), leading) != dnnl::status::success) {
-      return false;
+/// Strip by strip: transposed queries, and the state before any key.
+void Attention::take_queries(const Step& step, const Task& task, Workspace& space) const {
+  const std::int64_t strip = kernels_.strip, wide = padded(v_dim_);
+  const auto query = [&](std::int64_t r) {
+    const Row& row = space.rows[static_cast<std::size_t>(r)];
+    return step.query.floats(task.sequence, row.query, row.head);
+  };
+  for (std::int64_t from = 0; from < task.count; from += strip) {
+    const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
+    StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
+    std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
+    std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
+    const char* pointers[most_strip_rows];
+    for (std::int64_t r = 0; r < count; ++r) {
+      if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
+      if (sinks_) {
+        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
+        softmax.sum[r] = 1;
+      }
+      const float* row = query(from + r);
+      if (!step.query.channels_adjacent()) {
+        float* const copy = space.extra + r * qk_dim_;
+        copy_elements(Storage::f32, row, step.query.channel, copy, 1, qk_dim_);
+        row = copy;
+      }
+      pointers[r] = reinterpret_cast<const char*>(row);
     }
-    at += key.rows;
+    kernels_.pack({Storage::f32, pointers, count, qk_dim_}, nullptr, 0, kernels_.lanes, space.staged);
+    kernels_.transpose(space.staged, qk_dim_, space.queries + s * kernels_.lanes * qk_dim_);
+    std::fill_n(space.blended + from * wide, strip * wide, 0.0f);
   }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t i = task.first + r / group_;
-    const abi::KeyRange seen = abi::visible_keys(problem_, i, queries, total);
-    float* const row = scores + r * leading;
-    const std::int64_t before = std::min(seen.begin - start, keys);
-    std::fill(row, row + before, 0.0f);
-    const LogitRow logits{b, first_head + r % group_, i, total - queries + i, seen.begin, seen.end - seen.begin};
-    sums[r] = static_cast<float>(weigh(step, logits, keys - before, row + before, row_space));
-  }
-  float beta = 0;
-  for (std::int64_t at = start; at < end;) {
-    const Matrix value = step.value.matrix(b, task.kv_head, at, end, tile);
-    if (dnnl::sgemm('N', 'N', rows, v_dim_, value.rows, 1.0f, scores + (at - start), leading, value.data, value.leading,
-                    beta, blend, v_dim_) != dnnl::status::success) {
-      return false;
+}
+
+void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const {
+  const std::int64_t strip = kernels_.strip;
+  // The next tile is fetched in small portions: many at once would have to wait for each other.
+  const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, strip));
+  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
+  std::int64_t fetched = 0;
+  for (std::int64_t from = 0; from < task.count; from += strip) {
+    const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
+    const Row* const rows = space.rows.data() + from;
+    const std::int64_t stop = fetched + portion;
+    for (std::int64_t i = fetched; i < stop; ++i) space.next_keys->fetch(i);
+    const TileRange range{in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)};
+    if (range.begin < range.end) {  // Else nobody sees any of it.
+      kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
+      StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
+      weigh(step, task, tile, rows, count, range, space, softmax);
+      for (std::int64_t i = fetched; i < stop; ++i) space.next_values->fetch(i);
+      kernels_.blend(space.scores, softmax.factor, space.values, v_dim_, range, space.blended + from * padded(v_dim_));
     }
-    at += value.rows;
-    beta = 1;
+    fetched = stop;
   }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    float* const to = step.output.floats(b, task.first + r / group_, first_head + r % group_);
-    // No visible key: the row of scores is all zeros, or there is none.
-    const bool empty = keys == 0 || sums[r] == 0;
-    for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] = empty ? 0 : blend[r * v_dim_ + c] / sums[r];
+}
+
+/// Turns the scores of a strip into weights.
+void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
+                      TileRange range, Workspace& space, StripSoftmax& softmax) const {
+  // What a row sees begins and ends no earlier than the row's before it.
+  const bool all_seen = rows[count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
+  if (all_seen && count == kernels_.strip && logits_.only_scales(step.mask)) {
+    kernels_.weigh(space.scores, nullptr, range, logits_.scale(), softmax);
+    return;
   }
-  return true;
+  const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
+  float scale = 1;
+  TileRange seen[most_strip_rows];
+  std::fill(std::begin(seen), std::end(seen), TileRange{range.begin, range.begin});
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
+    const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
+    seen[r] = {begin, end};
+    const LogitRow row{task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query,
+                       tile + begin,  end - begin};
+    scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
+  }
+  kernels_.weigh(space.scores, seen, range, scale, softmax);
+}
+
+void Attention::finish(const Step& step, const Task& task, Workspace& space) const {
+  for (std::int64_t r = 0; r < task.count; ++r) {
+    const Row& row = space.rows[static_cast<std::size_t>(r)];
+    const StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(r / kernels_.strip)];
+    const float largest = softmax.largest[r % kernels_.strip], sum = softmax.sum[r % kernels_.strip];
+    float* const blended = space.blended + r * padded(v_dim_);
+    if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
+    float* const to = step.output.floats(task.sequence, row.query, row.head);
+    copy_elements(Storage::f32, blended, 1, to, step.output.channel, v_dim_);
+    if (step.lse) {
+      const double lse = static_cast<double>(largest) + std::log(static_cast<double>(sum));
+      step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
+    }
+  }
 }
 
 }  // namespace attest::onednn

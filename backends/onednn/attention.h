@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over f32 heads: two sgemm calls and a softmax per block of queries, or flash_decode.h's way for few of
-// them.
+// Attention over f32 heads. Many query tokens go through keys and values tile by tile with an online softmax; few of
+// them go flash_decode.h's way.
 #pragma once
 
 #include <attest/backend.hpp>
@@ -12,6 +12,8 @@
 #include "flash_decode.h"
 #include "heads.h"
 #include "logits.h"
+#include "tile_source.h"
+#include "tiles.h"
 
 namespace attest::onednn {
 
@@ -20,25 +22,43 @@ class Attention {
   Attention(const attest_problem& problem, int threads, const RowKernels& kernels);
 
   using Step = AttentionStep;
-  /// Throws if oneDNN refuses a product.
   void run(const Step& step);
 
  private:
-  /// `count` query tokens from `first` on, of the query heads that share a KV head.
+  /// Query rows [first, first + count) of a KV head: row r is query token r / group of the group's head r % group, so
+  /// that the whole group shares each tile.
   struct Task {
     std::int64_t sequence, kv_head, first, count;
   };
+  struct Row {
+    std::int64_t query, head;
+    abi::KeyRange seen;
+  };
+  /// What a thread works in.
+  struct Workspace {
+    Scratch floats;
+    float *queries, *keys, *values, *scores, *staged, *blended, *extra;  ///< Parts of it, at multiples of 64 bytes.
+    std::vector<Row> rows;
+    std::vector<StripSoftmax> softmax;
+    std::optional<TileSource> next_keys, next_values;
+  };
 
-  [[nodiscard]] bool attend(const Step& step, const Task& task, Scratch& scratch) const;
-  [[nodiscard]] double weigh(const Step& step, const LogitRow& row, std::int64_t columns, float* logits,
-                             float* space) const;
+  [[nodiscard]] std::int64_t cut(const Step& step, std::vector<Task>& tasks) const;
+  void lay_out(Workspace& space, std::int64_t rows) const;
+  void attend(const Step& step, const Task& task, Workspace& space) const;
+  void take_queries(const Step& step, const Task& task, Workspace& space) const;
+  void attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const;
+  void weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
+             TileRange range, Workspace& space, StripSoftmax& softmax) const;
+  void finish(const Step& step, const Task& task, Workspace& space) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;
   attest_problem problem_;
+  const TileKernels& kernels_;
   Logits logits_;
   FlashDecode decode_;
   std::optional<abi::View<const float, 1>> sinks_;
-  std::vector<Scratch> scratch_;  ///< One a thread.
+  std::vector<Workspace> spaces_;  ///< One a thread.
 };
 
 }  // namespace attest::onednn

@@ -11,13 +11,6 @@ namespace attest::onednn {
 
 namespace {
 
-// Floats of a tile, 256 KiB of them: the second-level cache holds it until sgemm has read it.
-constexpr std::int64_t tile_floats = 64 * 1024;
-
-std::int64_t tile_rows(std::int64_t width) {
-  return std::max<std::int64_t>(1, tile_floats / width);
-}
-
 /// What one scale a token comes to for this vector (clause Q2).
 float fitting_scale(const float* vector, std::int64_t count, Storage storage) {
   float largest = 0;
@@ -39,23 +32,11 @@ CachedHeads::CachedHeads(const attest_problem& problem, const attest_cache& cach
 }
 
 KvRows::KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache)
-    : fresh_(std::move(fresh)),
-      in_place_(fresh_.channels_adjacent() && fresh_.token >= fresh_.width),
-      past_(std::move(past)),
-      cache_(std::move(cache)) {}
+    : fresh_(std::move(fresh)), past_(std::move(past)), cache_(std::move(cache)) {}
 
-std::int64_t KvRows::space() const {
-  return in_place_ && !cache_ ? 0 : tile_rows(fresh_.width) * fresh_.width;
-}
-
-Matrix KvRows::matrix(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* space) const {
+void KvRows::copy(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {
   const std::int64_t past = past_[b], width = fresh_.width;
-  if (first >= past && (in_place_ || (end - first == 1 && fresh_.channels_adjacent()))) {
-    return {fresh_.floats(b, first - past, head), end - first == 1 ? width : fresh_.token, end - first};
-  }
-  const std::int64_t rows = std::min(tile_rows(width), (first < past ? std::min(past, end) : end) - first);
-  float* to = space;
-  for (std::int64_t position = first; position < first + rows; ++position, to += width) {
+  for (std::int64_t position = first; position < end; ++position, to += width) {
     if (position < past) {
       const abi::Slot slot = cache_->slot(b, position);
       decode(cache_->storage(), cache_->at(slot, head), cache_->channel_stride(), width, cache_->scale(slot, head), to);
@@ -63,7 +44,6 @@ Matrix KvRows::matrix(std::int64_t b, std::int64_t head, std::int64_t first, std
       decode(fresh_.storage, fresh_.at(b, position - past, head), fresh_.channel, width, 1, to);
     }
   }
-  return {space, width, rows};
 }
 
 RowRun KvRows::run(std::int64_t b, std::int64_t first, std::int64_t end) const {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The keys of a step, and its values: from the new tokens and the cache of any kind to the f32 matrices that sgemm
-// reads, and into the cache.
+// The keys of a step, and its values: from the new tokens and the cache of any kind to the rows that attention reads,
+// and into the cache.
 //
 // An evenly strided f32 cache that holds what it is given, slot after slot, is appended to first and then read in
 // place. For any other the new tokens wait in scratch, as the numbers that the cache will hold, until attention is done
@@ -57,12 +57,6 @@ class CachedHeads {
   std::int64_t even_;  ///< Slots of a page or of a sequence.
 };
 
-/// Rows of f32, `leading` elements apart.
-struct Matrix {
-  const float* data;
-  std::int64_t leading, rows;
-};
-
 /// Rows that lie evenly: head h of row i begins at data + i * row_bytes + h * head_bytes.
 struct RowRun {
   Storage storage;
@@ -70,17 +64,14 @@ struct RowRun {
   std::int64_t row_bytes, head_bytes, count;
 };
 
-/// What attention reads: f32 rows by sequence, head and position.
+/// What attention reads: rows by sequence, head and position.
 class KvRows {
  public:
   /// Positions from past[b] on are `fresh` tokens, those before lie in the cache.
   KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache);
 
-  /// Some positions from `first` on, at most up to `end`: in place as many as lie so, else a tile, copied to `space`.
-  [[nodiscard]] Matrix matrix(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end,
-                              float* space) const;
-  /// Floats that `space` must have.
-  [[nodiscard]] std::int64_t space() const;
+  /// Copies rows [first, end) to `to` as f32, one after the other.
+  void copy(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const;
 
   // Row by row, as they are stored: cached positions as the cache has them, new ones as f32.
 
@@ -90,6 +81,7 @@ class KvRows {
   }
   /// Whether a token's heads lie closer together than a head's tokens.
   [[nodiscard]] bool heads_adjacent() const { return cache_ ? cache_->heads_adjacent() : fresh_.head < fresh_.token; }
+  [[nodiscard]] std::int64_t past(std::int64_t b) const { return past_[b]; }
   /// Positions from `first` on, as many as lie evenly, at most up to `end`.
   [[nodiscard]] RowRun run(std::int64_t b, std::int64_t first, std::int64_t end) const;
   /// Whether cached rows are codes, to be multiplied by `scales`.
@@ -99,7 +91,6 @@ class KvRows {
 
  private:
   Heads fresh_;
-  bool in_place_;
   Counts past_;
   std::optional<CachedHeads> cache_;
 };

@@ -72,7 +72,7 @@ Logits::Logits(const attest_problem& problem)
       slopes_(abi::alibi_slopes(problem)) {}
 
 float Logits::finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const {
-  if (softcap_ == 0 && slopes_.empty() && mask.none()) return scale_;  // The softmax multiplies on its way.
+  if (only_scales(mask)) return scale_;  // The softmax multiplies on its way.
   multiply(logits, row.count, scale_);
   if (softcap_ > 0) cap(logits, row.count, softcap_);
   if (!slopes_.empty()) {

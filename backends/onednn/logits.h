@@ -33,6 +33,12 @@ class Logits {
  public:
   explicit Logits(const attest_problem& problem);
 
+  /// Whether all that a dot product needs to become a logit is the factor `scale`, which is above 0.
+  [[nodiscard]] bool only_scales(const Mask& mask) const {
+    return softcap_ == 0 && slopes_.empty() && mask.none() && scale_ > 0;
+  }
+  [[nodiscard]] float scale() const { return scale_; }
+
   /// Turns the row's dot products into logits, except for a factor which it answers. `space`: row.count floats.
   float finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const;
 

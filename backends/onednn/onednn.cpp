@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The oneDNN CPU backend. It computes in f32 and converts at the border. This file holds what the suite talks to and
 // the order of a step: intake.h makes f32 heads of what a step is given, kv.h joins them with the cache, attention.h
-// and projection.h do the work, flash_decode.h that of decode steps, with kernels of our own (rows.h); heads.h says
-// where heads lie.
+// does the work, flash_decode.h that of decode steps, both with kernels of our own (tiles.h, rows.h), and projection.h
+// asks oneDNN for a layer's products; heads.h says where heads lie.
 #include <omp.h>
 
 #include <attest/backend.hpp>
@@ -67,12 +67,13 @@ class OneDnn {
  public:
   static constexpr const char* name = "onednn";
   // Page order, capacity and padding change neither the shapes nor the leading dimensions of any product (d3). The
-  // batch does, and with it oneDNN's kernels and threads (no d1), as does the number of queries (no d2).
+  // batch changes those of projections, and with them oneDNN's kernels and threads (no d1); the number of queries
+  // decides between the two ways to attend (no d2).
   static constexpr const char* declarations = R"({"determinism": ["d0", "d3"]})";
   static std::string version() { return library_version(); }
   static std::string description() {
-    return "oneDNN " + library_version() + ", sgemm over query blocks and matmul projections, f32 inside, " +
-           runtime_name() + " runtime, " + isa_name() + "; flash decoding, " + row_kernels().front()->name;
+    return "oneDNN " + library_version() + " projections, " + runtime_name() + " runtime, " + isa_name() +
+           "; own attention in tiles and flash decoding, f32 inside, " + row_kernels().front()->name;
   }
 
   explicit OneDnn(abi::Options& options)
@@ -190,7 +191,7 @@ class OneDnn {
   };
 
  private:
-  /// Option `rows`: the kernels of decode steps, for tests; by default the best ones.
+  /// Option `rows`: the kernels of attention, for tests; by default the best ones.
   static const RowKernels* kernels(const std::string& wanted) {
     std::string known;
     for (const RowKernels* const each : row_kernels()) {

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "softmax.h"
-
 namespace attest::onednn {
+
+struct TileKernels;
 
 /// Rows of `width` adjacent elements, row j at first + j * stride (in bytes). While it is worked on, as many bytes from
 /// ahead + j * ahead_stride on are fetched into the cache: what will be read soon. They are not read, so `ahead` may
@@ -31,6 +31,11 @@ constexpr std::int64_t padded(std::int64_t width) {
   return (width + row_padding - 1) / row_padding * row_padding;
 }
 
+struct RowSum {
+  float largest;  ///< The largest scaled logit or `at_least`; -infinity for a row that sees nothing, without that.
+  double sum;     ///< Of the exponentials.
+};
+
 /// A result's bits depend on the rows' contents and on the number of query rows, not on where rows lie or how they are
 /// divided into blocks. A quantised element counts as its code.
 struct RowKernels {
@@ -45,9 +50,12 @@ struct RowKernels {
   void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                 float* blended);
 
-  /// Turns logits into weights, as `exponentials` of softmax.h does for `count` visible ones. May write up to
+  /// Turns logits into weights: row[j] = exp(scale * row[j] - largest). A logit of -infinity is masked: its weight is
+  /// 0. The exponentials are within 2 units in the last place of the true ones, subnormals included. May write up to
   /// row_padding - 1 more zeros.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
+
+  const TileKernels* tiles;  ///< For many queries.
 };
 
 /// Those that this machine can run, the best one first; the last one runs anywhere.

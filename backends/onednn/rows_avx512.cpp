@@ -5,11 +5,12 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define ATTEST_ROW_LANES 16
 #include "rows_kernel.h"
+#include "tile_kernel.h"
 
 namespace attest::onednn {
 
 const RowKernels* row_kernels_avx512() {
-  static constexpr RowKernels kernels{"AVX-512", multiply, blend, exponentials};
+  static constexpr RowKernels kernels{"AVX-512", multiply, blend, exponentials, &tile_kernels};
   return &kernels;
 }
 

@@ -4,11 +4,12 @@
 
 #define ATTEST_ROW_LANES 4
 #include "rows_kernel.h"
+#include "tile_kernel.h"
 
 namespace attest::onednn {
 
 const RowKernels* row_kernels_generic() {
-  static constexpr RowKernels kernels{"generic", multiply, blend, exponentials};
+  static constexpr RowKernels kernels{"generic", multiply, blend, exponentials, &tile_kernels};
   return &kernels;
 }
 

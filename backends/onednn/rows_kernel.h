@@ -371,21 +371,32 @@ inline Floats larger(Floats a, Floats b) {
   return a > b ? a : b;
 }
 
-/// As `exponential` of softmax.cpp, which has the reasons.
-inline Floats exponential(Floats x) {
-  x = x < -104.0f ? Floats{} - 104.0f : x;
-  constexpr float to_integer = 12582912.0f;
-  const Floats shifted = x * 1.44269504088896341f + to_integer, n = shifted - to_integer;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  // The sum's last bits are n.
+/// p * 2^n for whole numbers n, also where the result is a subnormal number; `shifted` is n + 1.5 * 2^23, whose last
+/// bits are n's.
+inline Floats scaled_by_power(Floats p, [[maybe_unused]] Floats n, [[maybe_unused]] Floats shifted) {
+#if ATTEST_ROW_LANES == 16
+  return _mm512_mask_scalef_ps(p, 0xFFFF, p, n);
+#else
+  // In two factors, because below n = -126 one float cannot hold 2^n.
   const Whole whole = reinterpret_cast<Whole>(shifted) - 0x4B400000, half = whole >> 1;
   return p * reinterpret_cast<Floats>((half + 127) << 23) * reinterpret_cast<Floats>((whole - half + 127) << 23);
+#endif
+}
+
+/// exp(x) for x <= 0, and for rounding errors above. x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is split so that n times
+/// its first part is exact, and the polynomial's error (minimax, by Remez) is a twentieth of a rounding.
+inline Floats exponential(Floats x) {
+  x = larger(Floats{} - 104.0f, x);          // exp(-104) rounds to 0. A NaN stays one.
+  constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
+  const Floats shifted = x * 1.44269504088896341f + to_integer, n = shifted - to_integer;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = r * 1.381454018e-3f + 8.368745109e-3f;
+  p = p * r + 4.166839078e-2f;
+  p = p * r + 1.666652040e-1f;
+  p = p * r + 4.999999343e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return scaled_by_power(p, n, shifted);
 }
 
 /// In two chains, so that one step need not wait for the one before.

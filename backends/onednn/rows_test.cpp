@@ -152,7 +152,7 @@ TEST_CASE("a product has the same bits however the rows are divided into blocks"
   }
 }
 
-TEST_CASE("the exponentials are those of softmax.h, masked logits and empty rows among them") {
+TEST_CASE("the exponentials are right, masked logits and empty rows among them") {
   constexpr float masked = -std::numeric_limits<float>::infinity();
   std::mt19937 random(3);
   for (const RowKernels* const kernels : row_kernels()) {

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of tiles.h for vectors of ATTEST_ROW_LANES floats, in the way of rows_kernel.h, which comes first.
+#pragma once
+
+#include <utility>
+
+#include "rows_kernel.h"
+#include "tiles.h"
+
+namespace attest::onednn {
+
+namespace {
+
+// Rows and vectors of the sums that a product keeps in registers. Each of the two loads of a step serves `strip` rows,
+// and each element of a row two vectors.
+constexpr std::int64_t strip = ATTEST_ROW_LANES == 16 ? 14 : ATTEST_ROW_LANES == 8 ? 6 : 4;
+constexpr std::int64_t strip_vectors = 2;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Across lanes
+
+/// Lanes with the bit `distance` from b, the others from a: each pair of vectors swaps a quarter of its elements.
+template <int distance, int... lane>
+inline void exchange(Floats& a, Floats& b, std::integer_sequence<int, lane...>) {
+  const Floats lower = __builtin_shufflevector(a, b, ((lane & distance) ? lanes + lane - distance : lane)...);
+  b = __builtin_shufflevector(a, b, ((lane & distance) ? lanes + lane : lane + distance)...);
+  a = lower;
+}
+template <int distance>
+inline void exchange(Floats& a, Floats& b) {
+  exchange<distance>(a, b, std::make_integer_sequence<int, lanes>());
+}
+
+/// Of `lanes` vectors, in place.
+template <int distance = 1>
+inline void transpose_vectors(Floats* vectors) {
+  if constexpr (distance < lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if ((i & distance) == 0) exchange<distance>(vectors[i], vectors[i + distance]);
+    }
+    transpose_vectors<2 * distance>(vectors);
+  }
+}
+
+/// Lane k of the result is what `operation` makes of all lanes of vector k. It spoils the vectors.
+template <int distance = 1, class Operation>
+inline Floats reduce(Floats* vectors, Operation&& operation) {
+  if constexpr (distance < lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes / (2 * distance); ++i) {
+      Floats a = vectors[2 * i], b = vectors[2 * i + 1];
+      exchange<distance>(a, b);
+      vectors[i] = operation(a, b);
+    }
+    return reduce<2 * distance>(vectors, operation);
+  } else {
+    return vectors[0];
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Panels
+
+template <Storage storage>
+void pack_all(const RowList& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels) {
+  for (std::int64_t j = 0; j < rows.count; ++j) {
+    const float scale = scales != nullptr ? scales[j] : 1;
+    float* to = panels + (first + j) * lanes;
+    std::int64_t c = 0;
+    for (; c + lanes <= rows.width; c += lanes, to += panel_rows * lanes) {
+      store_floats(load<storage>(rows.row[j] + c * element_bytes<storage>) * scale, to);
+    }
+    for (; c < padded(rows.width); c += lanes, to += panel_rows * lanes) {
+      const std::int64_t left = rows.width - c;
+      const Floats some = left > 0 ? load_some<storage>(rows.row[j] + c * element_bytes<storage>, left) : Floats{};
+      store_floats(some * scale, to);
+    }
+  }
+}
+
+void pack(const RowList& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels) {
+  const auto with = [&]<Storage storage>() { pack_all<storage>(rows, scales, first, panel_rows, panels); };
+  switch (rows.storage) {
+    case Storage::f32:
+      return with.template operator()<Storage::f32>();
+    case Storage::f16:
+      return with.template operator()<Storage::f16>();
+    case Storage::bf16:
+      return with.template operator()<Storage::bf16>();
+    case Storage::i8:
+      return with.template operator()<Storage::i8>();
+    case Storage::f8_e4m3:
+      return with.template operator()<Storage::f8_e4m3>();
+    case Storage::f8_e5m2:
+      return with.template operator()<Storage::f8_e5m2>();
+  }
+}
+
+void transpose(const float* panels, std::int64_t width, float* to) {
+  for (std::int64_t c = 0; c < width; c += lanes, panels += lanes * lanes) {
+    Floats vectors[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) vectors[i] = load_floats(panels + i * lanes);
+    transpose_vectors(vectors);
+    if (c + lanes <= width) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store_floats(vectors[i], to + (c + i) * lanes);
+    } else {
+      for (int i = 0; i < width - c; ++i) store_floats(vectors[i], to + (c + i) * lanes);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products
+
+/// sum[r][v] += row r times column v's vectors, over `depth` elements. Element k of row r lies at
+/// rows[r * row_step + k * step].
+template <std::int64_t vectors, std::int64_t row_step, std::int64_t step>
+inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth,
+                         Floats (&sum)[strip][vectors]) {
+  for (std::int64_t k = 0; k < depth; ++k, rows += step, panels += lanes) {
+    Floats column[vectors];
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < vectors; ++v) column[v] = load_floats(panels + v * apart);
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+      for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] += rows[r * row_step] * column[v];
+    }
+  }
+}
+
+/// Keys [j, j + vectors * lanes).
+template <std::int64_t vectors>
+inline void multiply_columns(const float* queries, const float* keys, std::int64_t width, std::int64_t j,
+                             float* scores) {
+  Floats sum[strip][vectors];
+#pragma GCC unroll 16
+  for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] = Floats{};
+  }
+  multiply_add<vectors, 1, lanes>(queries, keys + j * width, width * lanes, width, sum);
+#pragma GCC unroll 16
+  for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < vectors; ++v) store_floats(sum[r][v], scores + r * tile_keys + j + v * lanes);
+  }
+}
+
+void multiply_strip(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores) {
+  std::int64_t j = range.begin / lanes * lanes;
+  for (; j + lanes < range.end; j += strip_vectors * lanes) {
+    multiply_columns<strip_vectors>(queries, keys, width, j, scores);
+  }
+  if (j < range.end) multiply_columns<1>(queries, keys, width, j, scores);
+}
+
+/// Channels [c, c + vectors * lanes).
+template <std::int64_t vectors>
+inline void blend_channels(const float* weights, const float* factor, const float* values, std::int64_t apart,
+                           std::int64_t c, TileRange range, float* blended) {
+  Floats sum[strip][vectors];
+#pragma GCC unroll 16
+  for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < vectors; ++v) {
+      sum[r][v] = factor[r] * load_floats(blended + r * apart + c + v * lanes);
+    }
+  }
+  multiply_add<vectors, tile_keys, 1>(weights + range.begin, values + c * tile_keys + range.begin * lanes,
+                                      tile_keys * lanes, range.end - range.begin, sum);
+#pragma GCC unroll 16
+  for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+    for (std::int64_t v = 0; v < vectors; ++v) store_floats(sum[r][v], blended + r * apart + c + v * lanes);
+  }
+}
+
+void blend_strip(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
+                 float* blended) {
+  const std::int64_t apart = padded(width);
+  std::int64_t c = 0;
+  for (; c + lanes < width; c += strip_vectors * lanes) {
+    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, blended);
+  }
+  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, blended);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The softmax
+
+void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
+  constexpr float minus_infinity = -__builtin_inff();
+  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
+  Floats row[lanes];
+  for (std::int64_t r = 0; r < strip; ++r) {
+    float* const logits = scores + r * tile_keys;
+    for (std::int64_t j = begin; j < (seen != nullptr ? seen[r] : range).begin; ++j) logits[j] = minus_infinity;
+    for (std::int64_t j = (seen != nullptr ? seen[r] : range).end; j < end; ++j) logits[j] = minus_infinity;
+    row[r] = load_floats(logits + begin);
+    for (std::int64_t j = begin + lanes; j < end; j += lanes) row[r] = larger(row[r], load_floats(logits + j));
+  }
+  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
+  const Floats before = load_floats(softmax.largest);
+  const Floats largest = larger(reduce(row, larger) * scale, before);
+  // While all is masked, the difference of two infinities would be NaN.
+  const Floats base = largest == minus_infinity ? Floats{} : largest;
+  alignas(64) float bases[lanes];
+  store_floats(base, bases);
+  for (std::int64_t r = 0; r < strip; ++r) {
+    float* const logits = scores + r * tile_keys;
+    row[r] = Floats{};
+    for (std::int64_t j = begin; j < end; j += lanes) {
+      const Floats weights = exponential(load_floats(logits + j) * scale - bases[r]);
+      store_floats(weights, logits + j);
+      row[r] += weights;
+    }
+  }
+  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
+  const Floats factor = exponential(before - base);
+  const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
+  store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
+  store_floats(largest, softmax.largest);
+  store_floats(factor, softmax.factor);
+}
+
+void divide(float* row, std::int64_t width, float divisor) {
+  for (std::int64_t c = 0; c < width; c += lanes) store_floats(load_floats(row + c) / divisor, row + c);
+}
+
+constexpr TileKernels tile_kernels{lanes, strip, pack, transpose, multiply_strip, weigh_strip, blend_strip, divide};
+
+}  // namespace
+
+}  // namespace attest::onednn

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The small matrix products of attention over many queries, and the softmax between them: an online softmax's step for
+// one strip of query rows and one tile of keys.
+//
+// Compiled once for each instruction set, like rows.h's, from tile_kernel.h. Operands are panels: of each of a matrix's
+// rows one vector of `lanes` floats, one after the other, so that a product reads memory in order.
+#pragma once
+
+#include <cstdint>
+
+#include "rows.h"
+
+namespace attest::onednn {
+
+/// Keys of a tile, at positions from a multiple of it on: where tiles begin does not depend on who attends to them.
+constexpr std::int64_t tile_keys = 128;
+
+/// Most query rows of a strip, and most lanes.
+constexpr std::int64_t most_strip_rows = row_padding;
+
+/// Rows of `width` adjacent elements anywhere in memory.
+struct RowList {
+  abi::Storage storage;
+  const char* const* row;
+  std::int64_t count, width;
+};
+
+/// Keys [begin, end) of a tile.
+struct TileRange {
+  std::int64_t begin, end;
+};
+
+/// The state of a strip's online softmax, by row.
+struct StripSoftmax {
+  alignas(64) float largest[most_strip_rows];  ///< Logit so far, or the sink's; -infinity: none.
+  alignas(64) float sum[most_strip_rows];      ///< Of exp(logit - largest), the sink's 1 included.
+  alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
+};
+
+/// A row's result does not depend on the other rows of its strip, and not on the keys that it does not see.
+struct TileKernels {
+  std::int64_t lanes, strip;  ///< Floats of a vector, and query rows of a strip.
+
+  /// Rows as floats, times scales[j] unless that is null, to panels of their channels, `panel_rows` rows each: channels
+  /// [v * lanes, ...) of row j to panels + (v * panel_rows + first + j) * lanes. Zeros fill up to padded(width).
+  void (*pack)(const RowList& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels);
+
+  /// From packed rows, `lanes` of them, to a panel of these: channel c of all to `to` + c * lanes.
+  void (*transpose)(const float* panels, std::int64_t width, float* to);
+
+  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip. Both are transposed, the queries to
+  /// one panel, the keys to one for each vector of them. It writes whole vectors of keys.
+  void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
+
+  /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`. Null:
+  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of rows.h.
+  void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
+
+  /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
+  /// are padded(width) apart.
+  void (*blend)(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
+                float* blended);
+
+  /// row[c] /= divisor, up to padded(width).
+  void (*divide)(float* row, std::int64_t width, float divisor);
+};
+
+/// Asks for a row that will be read soon, into the second-level cache.
+inline void fetch_row(const void* row, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+}
+
+}  // namespace attest::onednn

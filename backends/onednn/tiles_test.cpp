@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel of tiles.h that this machine can run, against plain sums in double.
+#include "tiles.h"
+
+#include <algorithm>
+#include <attest/backend_math.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+using namespace attest::onednn;
+using attest::abi::Storage;
+
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float poison = std::numeric_limits<float>::quiet_NaN();
+
+std::mt19937 random_bits(7);
+float number() {
+  return std::uniform_real_distribution<float>(-1, 1)(random_bits);
+}
+
+/// `count` rows of floats, each in memory of its own size, so that a sanitizer sees reads beyond.
+struct Matrix {
+  Matrix(std::int64_t count, std::int64_t width) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      rows.emplace_back(static_cast<std::size_t>(width));
+      std::generate(rows.back().begin(), rows.back().end(), number);
+    }
+    for (const std::vector<float>& row : rows) pointers.push_back(reinterpret_cast<const char*>(row.data()));
+  }
+  [[nodiscard]] double at(std::int64_t r, std::int64_t c) const {
+    return static_cast<double>(rows[static_cast<std::size_t>(r)][static_cast<std::size_t>(c)]);
+  }
+  [[nodiscard]] RowList block(std::int64_t first, std::int64_t count) const {
+    const auto width = static_cast<std::int64_t>(rows[0].size());
+    return {Storage::f32, pointers.data() + first, count, width};
+  }
+  std::vector<std::vector<float>> rows;
+  std::vector<const char*> pointers;
+};
+
+std::vector<float> floats(std::int64_t count, float value) {
+  return std::vector<float>(static_cast<std::size_t>(count), value);
+}
+
+/// Rows [first, first + count) of `of`, transposed to panels of `lanes` of them; others are NaN.
+std::vector<float> transposed(const TileKernels& kernels, const Matrix& of, std::int64_t first, std::int64_t count,
+                              std::int64_t width, std::int64_t panels) {
+  std::vector<float> made = floats(panels * kernels.lanes * width, poison);
+  for (std::int64_t p = 0; p < panels; ++p) {
+    const std::int64_t begin = std::max(first, p * kernels.lanes),
+                       end = std::min(first + count, (p + 1) * kernels.lanes);
+    std::vector<float> staged = floats(kernels.lanes * padded(width), poison);
+    if (begin < end) {
+      kernels.pack(of.block(begin - first, end - begin), nullptr, begin % kernels.lanes, kernels.lanes, staged.data());
+    }
+    kernels.transpose(staged.data(), width, made.data() + p * kernels.lanes * width);
+  }
+  return made;
+}
+
+StripSoftmax fresh() {
+  StripSoftmax softmax;
+  std::fill(std::begin(softmax.largest), std::end(softmax.largest), -infinity);
+  std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
+  return softmax;
+}
+
+bool near(float got, double wanted, double size) {
+  return std::abs(static_cast<double>(got) - wanted) <= 1e-5 * size + 1e-30;
+}
+
+}  // namespace
+
+TEST_CASE("the products of a strip with a tile's keys are right, for any width and range") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const std::int64_t width : {1, 3, 16, 20, 72, 128}) {
+      for (const TileRange range : {TileRange{0, tile_keys}, {0, 1}, {5, 6}, {13, 50}, {96, tile_keys - 1}}) {
+        INFO(each->name << ", width " << width << ", keys " << range.begin << " to " << range.end);
+        const Matrix queries(kernels.strip, width), keys(range.end - range.begin, width);
+        const std::vector<float> left = transposed(kernels, queries, 0, kernels.strip, width, 1);
+        const std::vector<float> right =
+            transposed(kernels, keys, range.begin, range.end - range.begin, width, tile_keys / kernels.lanes);
+        std::vector<float> scores = floats(kernels.strip * tile_keys, poison);
+        kernels.multiply(left.data(), right.data(), width, range, scores.data());
+        bool right_sums = true;
+        for (std::int64_t r = 0; r < kernels.strip; ++r) {
+          for (std::int64_t j = range.begin; j < range.end; ++j) {
+            double sum = 0, size = 0;
+            for (std::int64_t c = 0; c < width; ++c) {
+              const double term = queries.at(r, c) * keys.at(j - range.begin, c);
+              sum += term, size += std::abs(term);
+            }
+            right_sums = right_sums && near(scores[static_cast<std::size_t>(r * tile_keys + j)], sum, size);
+          }
+        }
+        CHECK(right_sums);
+      }
+    }
+  }
+}
+
+TEST_CASE("a blend multiplies what is there and adds the weighted values of its range only") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const std::int64_t width : {1, 3, 16, 20, 72, 128}) {
+      for (const TileRange range : {TileRange{0, tile_keys}, {7, 8}, {13, 50}}) {
+        INFO(each->name << ", width " << width << ", keys " << range.begin << " to " << range.end);
+        const std::int64_t count = range.end - range.begin, wide = padded(width);
+        const Matrix values(count, width);
+        std::vector<float> panels = floats(tile_keys * wide, poison), scales = floats(count, 0);
+        std::generate(scales.begin(), scales.end(), number);
+        kernels.pack(values.block(0, count), scales.data(), range.begin, tile_keys, panels.data());
+        std::vector<float> weights = floats(kernels.strip * tile_keys, poison), factor = floats(kernels.strip, 0.25f);
+        for (std::int64_t r = 0; r < kernels.strip; ++r) {
+          std::generate_n(weights.begin() + r * tile_keys + range.begin, count, number);
+        }
+        std::vector<float> blended = floats(kernels.strip * wide, 2.0f);
+        kernels.blend(weights.data(), factor.data(), panels.data(), width, range, blended.data());
+        kernels.divide(blended.data(), width, 4);
+        bool right = true;
+        for (std::int64_t r = 0; r < kernels.strip; ++r) {
+          for (std::int64_t c = 0; c < width; ++c) {
+            double sum = 0.5, size = 0.5;
+            for (std::int64_t j = 0; j < count; ++j) {
+              const float weight = weights[static_cast<std::size_t>(r * tile_keys + range.begin + j)];
+              const double term = static_cast<double>(weight) *
+                                  static_cast<double>(scales[static_cast<std::size_t>(j)]) * values.at(j, c);
+              sum += term, size += std::abs(term);
+            }
+            if (r == 0) sum /= 4, size /= 4;
+            right = right && near(blended[static_cast<std::size_t>(r * wide + c)], sum, size);
+          }
+        }
+        CHECK(right);
+      }
+    }
+  }
+}
+
+TEST_CASE("weights over several tiles are a softmax over the keys that a row sees, whatever the others' scores") {
+  constexpr float scale = 3;
+  constexpr std::int64_t tiles = 3;
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    StripSoftmax softmax = fresh();
+    softmax.largest[1] = 1.5f, softmax.sum[1] = 1;  // A sink.
+    std::vector<std::vector<double>> logits(static_cast<std::size_t>(kernels.strip));
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const TileRange range{t == 0 ? 3 : 0, t == tiles - 1 ? 101 : tile_keys};
+      std::vector<float> scores = floats(kernels.strip * tile_keys, poison);
+      TileRange seen[most_strip_rows];
+      for (std::int64_t r = 0; r < kernels.strip; ++r) {
+        // Row 0 sees nothing at all, row 2 nothing but masked keys; the others begin later and end earlier.
+        seen[r] = r == 0 ? TileRange{range.begin, range.begin} : TileRange{range.begin + r, range.end - 2 * r};
+        for (std::int64_t j = seen[r].begin; j < seen[r].end; ++j) {
+          const float score = r == 2 || j % 5 == 4 ? -infinity : 4 * number() + static_cast<float>(t);
+          scores[static_cast<std::size_t>(r * tile_keys + j)] = score;
+          logits[static_cast<std::size_t>(r)].push_back(static_cast<double>(score) * static_cast<double>(scale));
+        }
+      }
+      kernels.weigh(scores.data(), seen, range, scale, softmax);
+      for (std::int64_t r = 0; r < kernels.strip; ++r) {
+        const double largest = static_cast<double>(softmax.largest[r]);
+        std::size_t next =
+            logits[static_cast<std::size_t>(r)].size() - static_cast<std::size_t>(seen[r].end - seen[r].begin);
+        bool right = true;
+        for (std::int64_t j = range.begin; j < range.end; ++j) {
+          const bool sees = j >= seen[r].begin && j < seen[r].end;
+          const double logit = sees ? logits[static_cast<std::size_t>(r)][next++] : -static_cast<double>(infinity);
+          const double wanted = std::isinf(logit) ? 0 : std::exp(logit - largest);
+          right = right && near(scores[static_cast<std::size_t>(r * tile_keys + j)], wanted, wanted);
+        }
+        CHECK(right);
+      }
+    }
+    for (std::int64_t r = 0; r < kernels.strip; ++r) {
+      double largest = r == 1 ? 1.5 : -static_cast<double>(infinity);
+      for (const double logit : logits[static_cast<std::size_t>(r)]) largest = std::max(largest, logit);
+      double sum = r == 1 ? std::exp(1.5 - largest) : 0;
+      for (const double logit : logits[static_cast<std::size_t>(r)])
+        sum += std::isinf(logit) ? 0 : std::exp(logit - largest);
+      CHECK(softmax.largest[r] == static_cast<float>(largest));
+      CHECK(near(softmax.sum[r], sum, sum));
+    }
+  }
+}
+
+TEST_CASE("a row has the same bits wherever it stands in a strip and whatever its neighbours see") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    std::vector<float> row = floats(tile_keys, 0);
+    std::generate(row.begin(), row.end(), number);
+    std::vector<float> first;
+    for (std::int64_t place = 0; place < kernels.strip; ++place) {
+      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
+      std::generate(scores.begin(), scores.end(), number);
+      std::copy(row.begin(), row.end(), scores.begin() + place * tile_keys);
+      TileRange seen[most_strip_rows];
+      for (std::int64_t r = 0; r < kernels.strip; ++r) seen[r] = {20, 20 + 4 * place};
+      seen[place] = {20, 77};
+      StripSoftmax softmax = fresh();
+      kernels.weigh(scores.data(), seen, {0, 77 + place}, 2, softmax);
+      std::vector<float> got(scores.begin() + place * tile_keys, scores.begin() + place * tile_keys + 77);
+      got.push_back(softmax.largest[place]);
+      got.push_back(softmax.sum[place]);
+      if (place == 0) first = got;
+      CHECK(got == first);
+    }
+  }
+}
