@@ -30,7 +30,7 @@ constexpr std::int64_t leading = chunk_keys + row_padding;
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
 // into the second-level cache.
 constexpr std::int64_t tile_bytes = 32 * 1024;
-constexpr std::int64_t least_tile = 4, most_tile = 16;
+constexpr std::int64_t least_tile = 4;
 
 /// All keys that any of the queries sees: from the first one's to the last one's.
 abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
@@ -46,11 +46,11 @@ void multiply(float* to, std::int64_t count, const float* factors) {
 /// ...) of one storage. Memory is fetched in its own order, a tile ahead; behind the last tile comes `then`.
 template <class Visit>
 void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
-               std::int64_t first, std::int64_t end, const RowRun* then, Visit&& visit) {
+               std::int64_t first, std::int64_t end, const RowRun& then, Visit&& visit) {
   const auto tile_at = [&](std::int64_t from) {
     RowRun run = of.run(b, from, end);
     const std::int64_t row = heads * width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    run.count = std::min(run.count, std::clamp(tile_bytes / row, least_tile, most_tile));
+    run.count = std::min(run.count, std::max(tile_bytes / row, least_tile));
     run.data += head * run.head_bytes;
     return run;
   };
@@ -58,7 +58,7 @@ void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_
   for (std::int64_t from = first; from < end;) {
     const RowRun tile = next;
     const std::int64_t after = from + tile.count;
-    next = after < end ? tile_at(after) : then != nullptr ? *then : tile;
+    next = after < end ? tile_at(after) : then;
     const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(next.storage));
     // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
     const bool dense = next.head_bytes == bytes && next.row_bytes == heads * bytes;
@@ -132,6 +132,13 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
   return place;
 }
 
+/// Where a chunk that has keys begins.
+RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk) {
+  RowRun run = of.run(chunk.sequence, chunk.first, chunk.end);
+  run.data += chunk.kv_head * run.head_bytes;
+  return run;
+}
+
 void FlashDecode::run(const AttentionStep& step) {
   const std::int64_t rows = cut(step);
   if (rows == 0) return;
@@ -149,11 +156,14 @@ void FlashDecode::run(const AttentionStep& step) {
   for (int i = 0; i < threads; ++i) {
     (void)spaces_[static_cast<std::size_t>(i)].get(most_taken * (padded(qk_dim_) + leading) + leading);
   }
+  // A thread takes some in a row, and at the end of each fetches what the next one begins with.
+  const std::int64_t in_a_row = std::clamp<std::int64_t>(chunks / (8 * threads), 1, 16);
   // One parallel loop: waiting for each other twice would cost more than it saves where the step is short.
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(dynamic, in_a_row) num_threads(threads) if (threads > 1)
   for (std::int64_t n = 0; n < chunks; ++n) {
     const Chunk& chunk = chunks_[static_cast<std::size_t>(n)];
-    attend(step, chunk, spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
+    const Chunk* const next = (n + 1) % in_a_row != 0 && n + 1 < chunks ? &chunk + 1 : nullptr;
+    attend(step, chunk, next, spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
     for (std::size_t i = chunk.whole; i < chunk.whole + static_cast<std::size_t>(chunk.heads); ++i) {
       if (std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel) == 1) join(step, wholes_[i]);
     }
@@ -162,7 +172,7 @@ void FlashDecode::run(const AttentionStep& step) {
 
 /// Row r of a head is query token r / group of the group's head r % group: the whole group shares each pass over its
 /// keys.
-void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Scratch& space) {
+void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space) {
   const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
   const std::int64_t first = chunk.first, end = chunk.end, count = end - first;
   float* const query = space.get(0);
@@ -186,16 +196,16 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, Scratch&
       for (std::int64_t r = h * rows; r < (h + 1) * rows; ++r) multiply(products + r * leading, count, factors);
     }
   };
-  RowRun values = step.value.run(b, first, end);
-  values.data += chunk.kv_head * values.head_bytes;
-  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, &values,
+  const RowRun values = run_at(step.value, chunk),
+               keys = run_at(step.key, next != nullptr && next->first < next->end ? *next : chunk);
+  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, values,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.multiply(block, query + h * rows * wide, rows, products + h * rows * leading + at, leading);
             });
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, nullptr,
+  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, keys,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.blend(block, products + h * rows * leading + at, leading, rows,
                              blended + h * rows * padded(v_dim_));

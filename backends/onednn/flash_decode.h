@@ -43,7 +43,9 @@ class FlashDecode {
   };
   std::int64_t cut(const AttentionStep& step);
   [[nodiscard]] std::int64_t heads_at_once(const AttentionStep& step, std::int64_t tasks) const;
-  void attend(const AttentionStep& step, const Chunk& chunk, Scratch& space);
+  static RowRun run_at(const KvRows& of, const Chunk& chunk);
+  /// `next`: the chunk that this thread takes then; null: not known.
+  void attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space);
   void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);
   void join(const AttentionStep& step, const Whole& whole);
 
