@@ -23,9 +23,13 @@ constexpr std::int64_t most_rows = 32;
 constexpr std::int64_t most_queries = 8;
 
 // Keys of a chunk, the unit that threads share: so many rows of keys are read, then so many of values, for memory likes
-// long runs. It does not depend on the number of threads, nor on the batch, so neither do the results.
-constexpr std::int64_t chunk_keys = 128;
-constexpr std::int64_t leading = chunk_keys + row_padding;
+// long runs; fewer where there would be too few chunks. It does not depend on the number of threads, nor on the batch,
+// so neither do the results.
+constexpr std::int64_t most_chunk_keys = 256;
+constexpr std::int64_t chunk_keys(std::int64_t keys) {
+  return keys < 1024 ? most_chunk_keys / 2 : most_chunk_keys;
+}
+constexpr std::int64_t leading = most_chunk_keys + row_padding;
 
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
 // into the second-level cache.
@@ -109,7 +113,8 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     if (queries == 0 || !takes(step, b)) continue;
     // A sequence without visible keys has one empty chunk, so that its rows get a result.
     const abi::KeyRange seen = seen_by_any(problem_, queries, total);
-    const std::int64_t count = std::max<std::int64_t>(1, (seen.end - seen.begin + chunk_keys - 1) / chunk_keys);
+    const std::int64_t keys = chunk_keys(seen.end - seen.begin);
+    const std::int64_t count = std::max<std::int64_t>(1, (seen.end - seen.begin + keys - 1) / keys);
     for (std::int64_t h = 0; h < problem_.kv_heads; ++h) {
       wholes_.push_back({b, h, rows, place + h * rows, count, problem_.kv_heads * rows, count});
     }
@@ -121,8 +126,9 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     const Whole& whole = wholes_[i];
     const std::int64_t b = whole.sequence;
     const abi::KeyRange seen = seen_by_any(problem_, step.extents.queries[b], step.extents.total(b));
+    const std::int64_t keys = chunk_keys(seen.end - seen.begin);
     for (std::int64_t n = 0; n < whole.count; ++n) {
-      const std::int64_t first = seen.begin + n * chunk_keys, end = std::min(first + chunk_keys, seen.end);
+      const std::int64_t first = seen.begin + n * keys, end = std::min(first + keys, seen.end);
       for (std::int64_t h = 0; h < problem_.kv_heads; h += at_once) {
         chunks_.push_back({b, h, std::min(at_once, problem_.kv_heads - h), first, end, whole.rows,
                            whole.place + n * whole.apart + h * whole.rows, i + static_cast<std::size_t>(h)});
