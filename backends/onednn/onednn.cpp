@@ -159,7 +159,7 @@ class OneDnn {
 
     static std::optional<Projection> projection(OneDnn& backend, const DLTensor* weight, const DLTensor* bias) {
       if (weight == nullptr) return std::nullopt;
-      return Projection(backend.engine_, *weight, bias, backend.threads_);
+      return Projection(backend.engine_, *weight, bias, backend.threads_, *backend.kernels_);
     }
 
     /// RoPE's positions of all queries and of all keys; none where nothing turns.

@@ -41,8 +41,7 @@ struct RowSum {
 struct RowKernels {
   const char* name;  ///< Of the instruction set.
 
-  /// products[r * leading + j] = query row r times row j. Query rows are padded(width) apart, the padding 0. May write
-  /// up to row_padding - 1 more products a row.
+  /// products[r * leading + j] = query row r times row j. Query rows are padded(width) apart, the padding 0.
   void (*multiply)(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                    std::int64_t leading);
 
