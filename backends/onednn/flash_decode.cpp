@@ -22,14 +22,18 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 constexpr std::int64_t most_rows = 32;
 constexpr std::int64_t most_queries = 8;
 
-// Keys of a chunk, the unit that threads share: so many rows of keys are read, then so many of values, for memory likes
-// long runs; fewer where there would be too few chunks. It does not depend on the number of threads, nor on the batch,
-// so neither do the results.
-constexpr std::int64_t most_chunk_keys = 256;
-constexpr std::int64_t chunk_keys(std::int64_t keys) {
-  return keys < 1024 ? most_chunk_keys / 2 : most_chunk_keys;
+// Keys of a chunk, the unit that threads share: its keys are read, then its values, for memory likes long runs. Where
+// the heads of a token lie side by side, fewer keys are a long run. It does not depend on the number of threads, nor on
+// the batch, so neither do the results.
+constexpr std::int64_t least_chunk_keys = 128, most_chunk_keys = 1024, most_adjacent_keys = 256;
+std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adjacent) {
+  const std::int64_t most = heads_adjacent ? most_adjacent_keys : most_chunk_keys;
+  // Some chunks for each of many threads.
+  const std::int64_t share = heads_adjacent ? keys / 8 : keys * kv_heads / 16;
+  std::int64_t chunk = least_chunk_keys;
+  while (2 * chunk <= std::min(share, most)) chunk *= 2;
+  return chunk;
 }
-constexpr std::int64_t leading = most_chunk_keys + row_padding;
 
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
 // into the second-level cache.
@@ -67,9 +71,10 @@ void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_
     // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
     const bool dense = next.head_bytes == bytes && next.row_bytes == heads * bytes;
     for (std::int64_t h = 0; h < heads; ++h) {
+      const char* const ahead = next.data + h * (dense ? tile.count * bytes : next.head_bytes);
       visit(h,
             RowBlock{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width,
-                     next.data + h * (dense ? tile.count * bytes : next.head_bytes), dense ? bytes : next.row_bytes},
+                     heads == 1 && dense ? nullptr : ahead, dense ? bytes : next.row_bytes},
             from - first);
     }
     from = after;
@@ -107,13 +112,14 @@ std::int64_t FlashDecode::heads_at_once(const AttentionStep& step, std::int64_t 
 std::int64_t FlashDecode::cut(const AttentionStep& step) {
   chunks_.clear();
   wholes_.clear();
+  const bool adjacent = step.key.heads_adjacent() && step.value.heads_adjacent();
   std::int64_t place = 0, tasks = 0;
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
     const std::int64_t queries = step.extents.queries[b], total = step.extents.total(b), rows = queries * group_;
     if (queries == 0 || !takes(step, b)) continue;
     // A sequence without visible keys has one empty chunk, so that its rows get a result.
     const abi::KeyRange seen = seen_by_any(problem_, queries, total);
-    const std::int64_t keys = chunk_keys(seen.end - seen.begin);
+    const std::int64_t keys = chunk_keys(seen.end - seen.begin, problem_.kv_heads, adjacent);
     const std::int64_t count = std::max<std::int64_t>(1, (seen.end - seen.begin + keys - 1) / keys);
     for (std::int64_t h = 0; h < problem_.kv_heads; ++h) {
       wholes_.push_back({b, h, rows, place + h * rows, count, problem_.kv_heads * rows, count});
@@ -126,7 +132,7 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     const Whole& whole = wholes_[i];
     const std::int64_t b = whole.sequence;
     const abi::KeyRange seen = seen_by_any(problem_, step.extents.queries[b], step.extents.total(b));
-    const std::int64_t keys = chunk_keys(seen.end - seen.begin);
+    const std::int64_t keys = chunk_keys(seen.end - seen.begin, problem_.kv_heads, adjacent);
     for (std::int64_t n = 0; n < whole.count; ++n) {
       const std::int64_t first = seen.begin + n * keys, end = std::min(first + keys, seen.end);
       for (std::int64_t h = 0; h < problem_.kv_heads; h += at_once) {
@@ -150,17 +156,18 @@ void FlashDecode::run(const AttentionStep& step) {
   if (rows == 0) return;
   parts_.resize(static_cast<std::size_t>(rows));
   (void)blended_.get(rows * padded(v_dim_));
-  std::int64_t multiply_adds = 0, most_taken = 0;
+  std::int64_t multiply_adds = 0, space = 0;
   for (const Chunk& chunk : chunks_) {
     multiply_adds += chunk.heads * chunk.rows * (chunk.end - chunk.first) * (qk_dim_ + v_dim_);
-    most_taken = std::max(most_taken, chunk.heads * chunk.rows);
+    const std::int64_t taken = chunk.heads * chunk.rows, leading = leading_of(chunk);
+    space = std::max(space, taken * (padded(qk_dim_) + leading) + leading);
   }
   const auto chunks = static_cast<std::int64_t>(chunks_.size());
   const int threads =
       static_cast<int>(std::min<std::int64_t>(chunks, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // What may fail for lack of memory comes first: an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) {
-    (void)spaces_[static_cast<std::size_t>(i)].get(most_taken * (padded(qk_dim_) + leading) + leading);
+    (void)spaces_[static_cast<std::size_t>(i)].get(space);
   }
   // A thread takes some in a row, and at the end of each fetches what the next one begins with.
   const std::int64_t in_a_row = std::clamp<std::int64_t>(chunks / (8 * threads), 1, 16);
@@ -180,7 +187,7 @@ void FlashDecode::run(const AttentionStep& step) {
 /// keys.
 void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space) {
   const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
-  const std::int64_t first = chunk.first, end = chunk.end, count = end - first;
+  const std::int64_t first = chunk.first, end = chunk.end, count = end - first, leading = leading_of(chunk);
   float* const query = space.get(0);
   float* const products = query + all * wide;
   float* const factors = products + all * leading;
@@ -221,6 +228,7 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
 /// Turns the products into weights relative to the row's largest logit.
 void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space) {
   const std::int64_t b = chunk.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
+  const std::int64_t leading = leading_of(chunk);
   for (std::int64_t r = 0; r < chunk.heads * chunk.rows; ++r) {
     const std::int64_t i = r % chunk.rows / group_,
                        head = (chunk.kv_head + r / chunk.rows) * group_ + r % chunk.rows % group_;

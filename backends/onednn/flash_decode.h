@@ -3,6 +3,7 @@
 // they lie and as they are stored, for all query heads that share them, with an online softmax.
 #pragma once
 
+#include <algorithm>
 #include <attest/backend.hpp>
 #include <cstdint>
 #include <optional>
@@ -43,6 +44,10 @@ class FlashDecode {
   };
   std::int64_t cut(const AttentionStep& step);
   [[nodiscard]] std::int64_t heads_at_once(const AttentionStep& step, std::int64_t tasks) const;
+  /// Floats from one row of a chunk's products to the next.
+  static std::int64_t leading_of(const Chunk& chunk) {
+    return padded(std::max<std::int64_t>(chunk.end - chunk.first, 0)) + row_padding;
+  }
   static RowRun run_at(const KvRows& of, const Chunk& chunk);
   /// `next`: the chunk that this thread takes then; null: not known.
   void attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space);

@@ -277,10 +277,10 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        (keys.width % lanes == 0
-             ? r == 0 ? multiply_tile<storage, taken, true, true> : multiply_tile<storage, taken, true, false>
-             : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart, products + r * leading,
-                                                            leading);
+        (keys.width % lanes == 0 ? r == 0 && keys.ahead != nullptr ? multiply_tile<storage, taken, true, true>
+                                                                   : multiply_tile<storage, taken, true, false>
+                                 : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart,
+                                                                                products + r * leading, leading);
       }
     };
     take.template operator()<4>();
@@ -325,13 +325,14 @@ inline void blend_columns(const RowBlock& block, std::int64_t c, const float* we
   }
 }
 
-/// As many vectors at a time as leave registers for the values, and no more than two cache lines of a row: rows lie
-/// apart, and what the machine fetches by itself from more of each would push the others out.
+/// As many vectors at a time as leave registers for the values. For a folded group no more than two cache lines of a
+/// row: its rows lie apart, and what the machine fetches by itself from more of each would push the others out.
 template <Storage storage, int queries>
 inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended,
                        bool fetches) {
-  constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8, of_lines = 128 / (lanes * element_bytes<storage>),
-                vectors = registers / queries < of_lines ? registers / queries : of_lines;
+  constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8, each = registers / queries < 8 ? registers / queries : 8;
+  constexpr int of_lines = 128 / (lanes * element_bytes<storage>),
+                vectors = queries == 4 && of_lines < each ? of_lines : each;
   std::int64_t c = 0;
   for (; c + vectors * lanes <= block.width; c += vectors * lanes) {
     blend_columns<storage, queries, vectors, false>(block, c, weights, leading, blended, fetches);
@@ -349,11 +350,13 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
   for (std::int64_t j = 0; j < values.count; j += blend_tile) {
     const std::int64_t tile = values.count - j < blend_tile ? values.count - j : blend_tile;
     RowBlock block = values;
-    block.first += j * values.stride, block.count = tile, block.ahead += j * values.ahead_stride;
+    block.first += j * values.stride, block.count = tile;
+    if (block.ahead != nullptr) block.ahead += j * values.ahead_stride;
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart, r == 0);
+        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart,
+                                   r == 0 && block.ahead != nullptr);
       }
     };
     take.template operator()<4>();
