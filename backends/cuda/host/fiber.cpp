@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fiber.h"
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <pthread.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace attest::cuda::emulator {
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::size_t stack_bytes = 256 << 10;
+#else
+constexpr std::size_t stack_bytes = 64 << 10;
+#endif
+
+}  // namespace
+
+#if defined(__x86_64__)
+
+// Saves what a function must preserve, leaves the stack pointer at *rdi, and takes up the one in rsi.
+extern "C" void attest_cuda_fiber_switch(void** save, void* load) __attribute__((visibility("hidden")));
+__asm__(R"(
+  .text
+  .hidden attest_cuda_fiber_switch
+  .type attest_cuda_fiber_switch, @function
+attest_cuda_fiber_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size attest_cuda_fiber_switch, .-attest_cuda_fiber_switch
+)");
+
+void Fiber::start(void (*entry)()) {
+  if (stack_ == nullptr) stack_.reset(new std::byte[stack_bytes]);
+  // As if the switch had been called from the entry: six registers, the address to return to, and a null above it.
+  auto end = reinterpret_cast<std::uintptr_t>(stack_.get() + stack_bytes) & ~std::uintptr_t{15};
+  auto* top = reinterpret_cast<std::uintptr_t*>(end) - 8;
+  for (int i = 0; i < 8; ++i) top[i] = 0;
+  top[6] = reinterpret_cast<std::uintptr_t>(entry);
+  top_ = top;
+}
+
+#else
+
+void Fiber::start(void (*entry)()) {
+  if (stack_ == nullptr) stack_.reset(new std::byte[stack_bytes]);
+  getcontext(&context_);
+  context_.uc_stack.ss_sp = stack_.get();
+  context_.uc_stack.ss_size = stack_bytes;
+  context_.uc_link = nullptr;
+  makecontext(&context_, entry, 0);
+}
+
+#endif
+
+void Fiber::switch_to(Fiber& to, [[maybe_unused]] bool last) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  const void* bottom = to.stack_.get();
+  std::size_t size = stack_bytes;
+  if (bottom == nullptr) {  // The thread's own stack.
+    pthread_attr_t attributes;
+    void* address = nullptr;
+    pthread_getattr_np(pthread_self(), &attributes);
+    pthread_attr_getstack(&attributes, &address, &size);
+    pthread_attr_destroy(&attributes);
+    bottom = address;
+  }
+  __sanitizer_start_switch_fiber(last ? nullptr : &fake, bottom, size);
+#endif
+#if defined(__x86_64__)
+  attest_cuda_fiber_switch(&top_, to.top_);
+#else
+  swapcontext(&context_, &to.context_);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+void Fiber::arrived() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+}
+
+}  // namespace attest::cuda::emulator
