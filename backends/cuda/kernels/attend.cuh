@@ -19,7 +19,7 @@ namespace attest::cuda {
 /// Grid: (row tiles * splits) x KV heads x sequences.
 template <class Engine>
 struct Attend {
-  static constexpr int threads = attend_threads;
+  static constexpr int threads = attend_threads, blocks = 2;  // As many as shared memory has room for.
   using Arguments = AttendArguments;
   using Number = typename Engine::Number;
   static constexpr int rows = Engine::rows, stages = Engine::stages;

@@ -10,7 +10,7 @@ namespace attest::cuda {
 
 /// Grid: rows x KV heads x sequences.
 struct Combine {
-  static constexpr int threads = 128;
+  static constexpr int threads = 128, blocks = 4;
   using Arguments = CombineArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte*) {

@@ -11,7 +11,7 @@ namespace attest::cuda {
 
 /// Grid: groups of heads of tokens (in steps of the grid's width) x sides x sequences.
 struct Intake {
-  static constexpr int threads = 128;
+  static constexpr int threads = 128, blocks = 4;
   using Arguments = IntakeArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte*) {
@@ -122,7 +122,7 @@ struct Intake {
 /// A ring's new tokens, once attention is done with what they overwrite: from the plan's memory to their slots. Grid:
 /// tokens (in steps of the grid's width) x (keys, values) x sequences.
 struct Store {
-  static constexpr int threads = 128;
+  static constexpr int threads = 128, blocks = 4;
   using Arguments = StoreArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte*) {

@@ -14,7 +14,8 @@ namespace attest::cuda {
 #if defined(__CUDACC__)
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads) entry(const __grid_constant__ typename Kernel::Arguments arguments) {
+__global__ void __launch_bounds__(Kernel::threads, Kernel::blocks)
+    entry(const __grid_constant__ typename Kernel::Arguments arguments) {
   extern __shared__ __align__(128) std::byte shared[];
   Kernel::run(arguments, shared);
 }

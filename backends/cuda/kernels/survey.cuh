@@ -10,7 +10,7 @@
 namespace attest::cuda {
 
 struct Survey {
-  static constexpr int threads = 256, shared_bytes = threads * 4;
+  static constexpr int threads = 256, blocks = 1, shared_bytes = threads * 4;
   using Arguments = SurveyArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte* shared) {
