@@ -129,7 +129,11 @@ void StepPlan::run(const attest_step& step) {
     const DLTensor* const table = step.cache->block_table;
     s.slots.divisor = static_cast<std::int32_t>(table != nullptr ? p.page_size : p.capacity);
     if (table != nullptr) {
-      s.slots = {s.slots.divisor, vector<const std::int32_t>(table), stride(*table, 0), stride(*table, 1)};
+      s.slots.table = vector<const std::int32_t>(table);
+      s.slots.table_sequence = stride(*table, 0);
+      s.slots.table_page = stride(*table, 1);
+      s.slots.pages = static_cast<std::int32_t>(step.cache->key->shape[0]);
+      s.slots.report = report_->get();
     }
   }
   survey(step, s);
@@ -178,7 +182,8 @@ void StepPlan::survey(const attest_step& step, const Step& s) {
   a.cached = p.cache != ATTEST_CACHE_NONE ? 1 : 0;
   a.ring = p.cache == ATTEST_CACHE_RING ? 1 : 0;
   a.positions = step.positions != nullptr ? 1 : 0;
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  // The last tile of keys reaches beyond the last of them, and is counted in an int32 too.
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - TileSource::most;
   a.limit = static_cast<std::int32_t>(a.ring != 0 ? most : std::min(p.capacity, most));
   a.query_axis = static_cast<std::int32_t>(s.query_axis);
   a.key_axis = static_cast<std::int32_t>(s.key_axis);
@@ -196,9 +201,7 @@ void StepPlan::survey(const attest_step& step, const Step& s) {
   if (step.cache != nullptr) {
     a.lengths = vector<std::int32_t>(step.cache->lengths);
     a.lengths_stride = vector_stride(step.cache->lengths);
-    a.pages = step.cache->key->shape[0];
   }
-  a.slots = s.slots;
   a.sequences = s.sequences;
   a.go = s.go;
   a.report = report_->get();

@@ -10,7 +10,7 @@ namespace attest::cuda {
 
 EngineFacts engine_for(Storage dtype, std::int64_t rows, std::int64_t value_channels) {
   if (dtype == Storage::f32) return {16, 2, 4, 4, 32};
-  const bool tall = rows > 32 && value_channels <= 128;
+  const bool tall = rows > 16 && value_channels <= 128;
   return {tall ? 64 : 16, 3, 16, 2, 64};
 }
 

@@ -9,30 +9,6 @@ namespace attest::cuda {
 // ---------------------------------------------------------------------------------------------------------------------
 // survey.cuh
 
-/// What was wrong; the host has the words for it (refusal.h).
-enum class Fault : std::int32_t {
-  none,
-  query_length,
-  key_length,
-  query_start,
-  key_start,
-  length,
-  overflow,
-  position_count,
-  page,
-  mask_extent,
-  longest_query,
-  longest_total
-};
-
-/// The first fault of a step: got, and the range that was wanted. Of an overflow: the capacity, the
-/// tokens before, the new ones.
-struct Report {
-  Fault fault;
-  std::int32_t sequence, index;
-  std::int64_t got, low, high;
-};
-
 struct SurveyArguments {
   std::int32_t batch, packed, cached, ring, positions;  ///< The last four: 0 or 1.
   std::int32_t limit;                                   ///< Most tokens of a sequence.
@@ -43,8 +19,6 @@ struct SurveyArguments {
   std::int64_t query_lengths_stride, key_lengths_stride, query_start_stride, key_start_stride;
   std::int32_t* lengths;
   std::int64_t lengths_stride;
-  Slots slots;
-  std::int64_t pages;
   Sequence* sequences;  ///< Out.
   std::int32_t* go;     ///< Out: 1 if the step is played.
   Report* report;       ///< Out, in memory that the host sees; kept if it has a fault already.

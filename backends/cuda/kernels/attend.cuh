@@ -49,8 +49,9 @@ struct Attend {
     const std::int32_t first_query = first_row_ / a.group, last_query = (first_row_ + used_rows_ - 1) / a.group;
     keys_ = {a.visibility.of(s_, first_query).begin, a.visibility.of(s_, last_query).end};
     if (a.splits > 1) {
-      const std::int32_t begin = (keys_.begin / a.split_keys + split_) * a.split_keys;
-      keys_ = {larger(keys_.begin, begin), smaller(keys_.end, begin + a.split_keys)};
+      const std::int64_t begin = static_cast<std::int64_t>(keys_.begin / a.split_keys + split_) * a.split_keys;
+      keys_ = {static_cast<std::int32_t>(larger<std::int64_t>(keys_.begin, smaller<std::int64_t>(begin, keys_.end))),
+               static_cast<std::int32_t>(smaller<std::int64_t>(keys_.end, begin + a.split_keys))};
     }
     const std::int32_t row = own_row();
     if (row < used_rows_) {
@@ -191,9 +192,9 @@ struct Attend {
         to.value[n] = nullptr;
       } else if (j < s_.cached) {
         const Slots::Slot slot = a_.slots(b_, j);
-        to.key[n] = a_.key.cache.at(slot, head_);
-        to.value[n] = a_.value.cache.at(slot, head_);
-        if (layout().decoded != 0) {
+        to.key[n] = slot.there ? a_.key.cache.at(slot, head_) : nullptr;
+        to.value[n] = slot.there ? a_.value.cache.at(slot, head_) : nullptr;
+        if (layout().decoded != 0 && slot.there) {
           to.key_scale[n] = *a_.key.cache.scale(slot, head_);
           to.value_scale[n] = *a_.value.cache.scale(slot, head_);
         }

@@ -81,7 +81,8 @@ struct Intake {
       }
       return;
     }
-    const Slots::Slot slot = side.to_cache != 0 ? a.slots(b, s.past + t) : Slots::Slot{0, 0};
+    const Slots::Slot slot = side.to_cache != 0 ? a.slots(b, s.past + t) : Slots::Slot{0, 0, true};
+    if (!slot.there) return;
     const Storage storage = side.kv.cache.storage;
     std::byte* const to = side.to_cache != 0 ? side.kv.cache.at(slot, h) : side.to.at(b, start + t, h);
     const std::int64_t step = (side.to_cache != 0 ? side.kv.cache.channel : side.to.channel) * element_bytes(storage);
@@ -94,7 +95,7 @@ struct Intake {
                                                    (start + t) * side.kv.fresh_scale_token + h;
       if (lane == 0) *kept = scale;
     } else if (side.kv.cache.scales != nullptr) {
-      scale = *side.kv.cache.scale({0, 0}, h);
+      scale = *side.kv.cache.scale({0, 0, true}, h);
     }
     for (std::int32_t c = lane; c < side.width; c += 32) store_number(storage, head(c) / scale, to + c * step);
   }

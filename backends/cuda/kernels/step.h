@@ -30,6 +30,30 @@ ATTEST_BOTH T rounded_up(T count, T unit) {
   return (count + unit - 1) / unit * unit;
 }
 
+/// What was wrong; the host has the words for it (refusal.h).
+enum class Fault : std::int32_t {
+  none,
+  query_length,
+  key_length,
+  query_start,
+  key_start,
+  length,
+  overflow,
+  position_count,
+  page,
+  mask_extent,
+  longest_query,
+  longest_total
+};
+
+/// The first fault of a step: got, and the range that was wanted. Of an overflow: the capacity, the
+/// tokens before, the new ones.
+struct Report {
+  Fault fault;
+  std::int32_t sequence, index;
+  std::int64_t got, low, high;
+};
+
 /// One sequence in one step, as survey.cuh has found it to be.
 struct Sequence {
   std::int32_t past, keys, queries;     ///< past: tokens in the cache before the step.
@@ -56,13 +80,20 @@ struct Slots {
   std::int32_t divisor;       ///< Page size, or capacity.
   const std::int32_t* table;  ///< Paged; else null.
   std::int64_t table_sequence, table_page;
+  std::int32_t pages;  ///< That the cache has.
+  Report* report;      ///< Gets page numbers that are none.
 
   struct Slot {
     std::int64_t outer, inner;
+    bool there;  ///< False: the table has no page of the cache. Neither read nor write.
   };
-  [[nodiscard]] ATTEST_BOTH Slot operator()(std::int64_t b, std::int32_t position) const {
+  [[nodiscard]] ATTEST_BOTH Slot operator()(std::int32_t b, std::int32_t position) const {
     const std::int32_t quotient = position / divisor, rest = position - quotient * divisor;
-    return {table == nullptr ? b : table[b * table_sequence + quotient * table_page], rest};
+    if (table == nullptr) return {b, rest, true};
+    const std::int32_t page = table[b * table_sequence + quotient * table_page];
+    const bool there = page >= 0 && page < pages;
+    if (!there && report->fault == Fault::none) *report = {Fault::page, b, quotient, page, 0, pages - 1};
+    return {page, rest, there};
   }
 };
 
@@ -95,7 +126,7 @@ struct KvSide {
 
   [[nodiscard]] ATTEST_BOTH float fresh_scale(std::int64_t b, std::int64_t t, std::int64_t h) const {
     if (cache.scale_per_token != 0) return fresh_scales[b * fresh_scale_sequence + t * fresh_scale_token + h];
-    return cache.scales == nullptr ? 1 : *cache.scale({0, 0}, h);
+    return cache.scales == nullptr ? 1 : *cache.scale({0, 0, true}, h);
   }
 };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The first kernel of a step: reads the lengths, which only the device knows, checks them, and tells the other kernels
 // what there is to do; it advances the lengths itself. A step that is to be refused is refused here: the others then
-// find `go` to be 0 and do nothing (clause P5), and the host learns why when it synchronises.
+// find `go` to be 0 and do nothing (clause P5), and the host learns why when it synchronises. Only page numbers are not
+// looked at, there may be very many: a wrong one is found where it is used (Slots).
 #pragma once
 
 #include "arguments.h"
@@ -10,7 +11,7 @@
 namespace attest::cuda {
 
 struct Survey {
-  static constexpr int threads = 256, blocks = 1, shared_bytes = threads * 4;
+  static constexpr int threads = 256, blocks = 1, shared_bytes = threads / 32 * 4;
   using Arguments = SurveyArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte* shared) {
@@ -22,16 +23,12 @@ struct Survey {
       a.sequences[b] = s;
       most = larger(most, static_cast<std::int32_t>(s.total()));
     }
-    // Tables after lengths: what a step beyond the capacity finds in them may be anything.
     bool good = agree(a, mine, notes);
     if (good && a.mask_extent >= 0) {
       most = largest(most, notes);
       if (thread_index() == 0) check(mine, Fault::mask_extent, 0, 0, a.mask_extent, most, most);
+      good = agree(a, mine, notes);
     }
-    if (good && a.slots.table != nullptr) {
-      for (std::int32_t b = thread_index(); b < a.batch; b += threads) check_pages(a, b, mine);
-    }
-    if (good) good = agree(a, mine, notes);
     if (thread_index() == 0) *a.go = good ? 1 : 0;
     if (!good || a.cached == 0) return;
     for (std::int32_t b = thread_index(); b < a.batch; b += threads) {
@@ -42,10 +39,11 @@ struct Survey {
  private:
   /// The same number in all threads: the largest that any of them has.
   ATTEST_DEVICE static std::int32_t largest(std::int32_t mine, std::int32_t* notes) {
+    for (int mask = 16; mask > 0; mask /= 2) mine = larger(mine, shuffle_xor(mine, mask));
+    barrier();  // The notes before have been read.
+    if (thread_index() % 32 == 0) notes[thread_index() / 32] = mine;
     barrier();
-    notes[thread_index()] = mine;
-    barrier();
-    for (std::int32_t t = 0; t < threads; ++t) mine = larger(mine, notes[t]);
+    for (std::int32_t w = 0; w < threads / 32; ++w) mine = larger(mine, notes[w]);
     return mine;
   }
 
@@ -88,14 +86,6 @@ struct Survey {
     if (a.positions != 0) check(report, Fault::position_count, b, b, s.keys, 0, s.queries);
     s.cached = a.cached == 0 ? 0 : a.ring != 0 ? s.past : static_cast<std::int32_t>(s.total());
     return s;
-  }
-
-  ATTEST_DEVICE static void check_pages(const Arguments& a, std::int32_t b, Report& report) {
-    const std::int64_t total = a.sequences[b].total();
-    for (std::int32_t page = 0; static_cast<std::int64_t>(page) * a.slots.divisor < total; ++page) {
-      check(report, Fault::page, b, page, a.slots.table[b * a.slots.table_sequence + page * a.slots.table_page], 0,
-            a.pages - 1);
-    }
   }
 
   ATTEST_DEVICE static void starts(const Arguments& a, const std::int32_t* given, std::int64_t stride, Fault fault,
