@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <pthread.h>
@@ -15,6 +16,19 @@ namespace {
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr std::size_t stack_bytes = 256 << 10;
+
+/// The thread's own stack. Asked for once: for the main thread the answer is read from /proc.
+std::pair<void*, std::size_t> thread_stack() {
+  thread_local const auto found = [] {
+    std::pair<void*, std::size_t> stack{};
+    pthread_attr_t attributes;
+    pthread_getattr_np(pthread_self(), &attributes);
+    pthread_attr_getstack(&attributes, &stack.first, &stack.second);
+    pthread_attr_destroy(&attributes);
+    return stack;
+  }();
+  return found;
+}
 #else
 constexpr std::size_t stack_bytes = 64 << 10;
 #endif
@@ -74,16 +88,8 @@ void Fiber::start(void (*entry)()) {
 void Fiber::switch_to(Fiber& to, [[maybe_unused]] bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
-  const void* bottom = to.stack_.get();
-  std::size_t size = stack_bytes;
-  if (bottom == nullptr) {  // The thread's own stack.
-    pthread_attr_t attributes;
-    void* address = nullptr;
-    pthread_getattr_np(pthread_self(), &attributes);
-    pthread_attr_getstack(&attributes, &address, &size);
-    pthread_attr_destroy(&attributes);
-    bottom = address;
-  }
+  const auto [bottom, size] =
+      to.stack_ == nullptr ? thread_stack() : std::pair<void*, std::size_t>(to.stack_.get(), stack_bytes);
   __sanitizer_start_switch_fiber(last ? nullptr : &fake, bottom, size);
 #endif
 #if defined(__x86_64__)
