@@ -7,6 +7,7 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <pthread.h>
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -14,8 +15,9 @@ namespace attest::cuda::emulator {
 
 namespace {
 
+constexpr std::size_t stack_bytes = 64 << 10;
+
 #if defined(__SANITIZE_ADDRESS__)
-constexpr std::size_t stack_bytes = 256 << 10;
 
 /// The thread's own stack. Asked for once: for the main thread the answer is read from /proc.
 std::pair<void*, std::size_t> thread_stack() {
@@ -29,9 +31,14 @@ std::pair<void*, std::size_t> thread_stack() {
   }();
   return found;
 }
-#else
-constexpr std::size_t stack_bytes = 64 << 10;
 #endif
+
+/// The frames of a fiber that was left for good are still marked in its stack.
+void forget_frames([[maybe_unused]] const std::byte* stack) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack, stack_bytes);
+#endif
+}
 
 }  // namespace
 
@@ -64,6 +71,7 @@ attest_cuda_fiber_switch:
 
 void Fiber::start(void (*entry)()) {
   if (stack_ == nullptr) stack_.reset(new std::byte[stack_bytes]);
+  forget_frames(stack_.get());
   // As if the switch had been called from the entry: six registers, the address to return to, and a null above it.
   auto end = reinterpret_cast<std::uintptr_t>(stack_.get() + stack_bytes) & ~std::uintptr_t{15};
   auto* top = reinterpret_cast<std::uintptr_t*>(end) - 8;
@@ -76,6 +84,7 @@ void Fiber::start(void (*entry)()) {
 
 void Fiber::start(void (*entry)()) {
   if (stack_ == nullptr) stack_.reset(new std::byte[stack_bytes]);
+  forget_frames(stack_.get());
   getcontext(&context_);
   context_.uc_stack.ss_sp = stack_.get();
   context_.uc_stack.ss_size = stack_bytes;
