@@ -26,7 +26,8 @@ void add_backend_arguments(CLI::App& command, BackendArguments& arguments);
 /// Finds the library and makes sense of the options. Throws Error, or CLI's if neither backend nor function is given.
 BackendChoice choose_backend(const BackendArguments& arguments);
 
-/// Opens the backend once, in a worker of its own: what cannot be opened is the user's to mend, not a verdict.
+/// Opens the backend once, in a worker of its own: what cannot be opened is the user's to mend, not a verdict. Only
+/// that its device is not here comes back (Opened::without_device).
 Opened open_once(const BackendChoice& choice);
 
 /// "attest certify --backend mine --option a=b": a command about this backend, wherever it is pasted: with absolute

@@ -113,6 +113,10 @@ Certificate certificate(const Records& records) {
     verdict = fmt::format("certifies nothing: a subset was run, {} of {} cases pass", passed, recorded);
   } else if (any_wanting) {
     verdict = joined(profiles, "; ", is_wanting, shortcoming);
+  } else if (profiles.size() > 1 && std::all_of(profiles.begin(), profiles.end(), [&](const ProfileResult& p) {
+               return p.reason == profiles.front().reason;
+             })) {
+    verdict = "no profile is claimed: " + shortened(printable(profiles.front().reason), kReasonColumns);
   } else if (!profiles.empty()) {
     const auto all = [](const ProfileResult&) { return true; };
     verdict = "no profile is claimed: " + joined(profiles, "; ", all, [](const ProfileResult& p) {

@@ -129,7 +129,16 @@ int certify(const Common& common, const Options& options) {
     if (record.status == Status::timeout) ++timeouts;
     return timeouts < options.max_timeouts;
   };
-  run_campaign(plan, choice, options.backend.jobs, finished_case, subjects.finder());
+  if (opened.without_device()) {
+    for (const Planned& planned : plan) {
+      CaseRecord record = record_of(*planned.c, planned.repro);
+      record.status = Status::unsupported;
+      record.reason = opened.reply.message;
+      finished_case(record);
+    }
+  } else {
+    run_campaign(plan, choice, options.backend.jobs, finished_case, subjects.finder());
+  }
   progress.close();
   sort_by_plan(records.cases);
   const auto finished = static_cast<int64_t>(records.cases.size());

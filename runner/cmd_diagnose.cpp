@@ -49,6 +49,7 @@ int diagnose_backend(const Common& common, const Options& options) {
   const Suite suite = load_suite(find_suite(common.suite));
   Subjects subjects(suite);
   const Opened opened = open_once(choice);
+  if (opened.without_device()) throw Error::at(choice.library.string(), "cannot run here: {}", opened.reply.message);
   const Conventions conventions =
       conventions_from_json(opened.declarations, choice.library.string() + ": its declarations");
   if (!options.traced.empty()) return trace_case(suite, subjects, choice, conventions, options.traced);

@@ -90,6 +90,8 @@ void report_backends(Report& report) {
     const auto opened = worker.open(path.string(), {}, 10s);
     if (!opened) {
       report.broken("backend " + name, opened.error().text);
+    } else if (opened->without_device()) {
+      Report::absent("backend " + name, opened->reply.message);
     } else if (opened->reply.status != ATTEST_OK) {
       report.broken("backend " + name, opened->reply.message);
     } else if (const std::string wrong = undeclarable(opened->declarations); !wrong.empty()) {

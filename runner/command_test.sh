@@ -88,6 +88,13 @@ hostile=$(dirname "$attest")/../tests/backends
 if [ -e "$hostile/attest-backend-broken-version.so" ]; then
   refused "ABI version" certify --backend "$hostile/attest-backend-broken-version.so"
   refused "attest_get_backend" certify --backend "$hostile/attest-backend-broken-symbol.so"
+
+  # A backend whose device is not here: no case is run, none passes, none fails.
+  away=(--backend "$hostile/attest-backend-hostile.so" --option fault=no_device)
+  accepted 1 "no profile is claimed: no device: it was left at home" certify "${away[@]}" --out away
+  grep -q '"pass"' away/records.jsonl && fail "a case passed without a device"
+  accepted 1 "0 of 1 cases pass" certify "${away[@]}" --case "$one_case" --out away
+  refused "no device: it was left at home" diagnose "${away[@]}"
 fi
 
 # A damaged suite: every place is named, and no results are written.

@@ -256,9 +256,7 @@ void Executor::run_alongside(const Script& script, CaseRecord& record) {
   }
 }
 
-CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<StepOutcome>* outcomes) {
-  const Case& c = *subject.c;
-  outcomes_ = outcomes;
+CaseRecord record_of(const Case& c, std::string repro) {
   CaseRecord record;
   record.id = c.id;
   record.family = c.family;
@@ -269,6 +267,13 @@ CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<
   record.identity = identity(c);
   record.status = Status::pass;
   record.repro = std::move(repro);
+  return record;
+}
+
+CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<StepOutcome>* outcomes) {
+  const Case& c = *subject.c;
+  outcomes_ = outcomes;
+  CaseRecord record = record_of(c, std::move(repro));
 
   std::optional<Material> material;
   {

@@ -36,6 +36,9 @@ struct BackendChoice {
   std::optional<std::chrono::milliseconds> open_limit = {};  ///< For its opening; absent: the same.
 };
 
+/// A case's record before anything has happened: it has passed so far.
+CaseRecord record_of(const Case& c, std::string repro);
+
 /// Runs cases one after the other in the thread that made it.
 class Executor {
  public:

@@ -82,6 +82,9 @@ struct Opened {
   std::string device;  ///< "cpu", "cuda", ...
   int64_t abi_version = 0;
   Json declarations;  ///< An object.
+
+  /// The library is sound, but what it runs on is not here; the reply's message says what is missing.
+  [[nodiscard]] bool without_device() const { return reply.status == ATTEST_UNSUPPORTED; }
 };
 
 /// What replies say, their nonce taken off; `elapsed` is the caller's to know. Throw Error on what is not as agreed.

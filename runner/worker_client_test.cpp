@@ -394,6 +394,16 @@ TEST_CASE("a wrong option is refused by the backend") {
   CHECK(opened->reply.message == "option fault: got \"no such\", wanted a name of README.md");
 }
 
+TEST_CASE("a backend without its device says who it is and what is missing") {
+  Worker worker = fresh();
+  const auto opened = worker.open(backend("hostile"), {{"fault", "no_device"}}, kLimit);
+  REQUIRE(opened);
+  CHECK(opened->without_device());
+  CHECK(opened->reply.message == "no device: it was left at home");
+  CHECK(opened->name == "hostile");
+  CHECK(opened->declarations == Json::parse(R"({"determinism": ["d0", "d1"]})"));
+}
+
 TEST_CASE("requests that this worker does not know") {
   Worker worker = fresh();
   REQUIRE(worker.open(backend("hostile"), {}, kLimit)->reply.status == ATTEST_OK);

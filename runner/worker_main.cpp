@@ -336,8 +336,8 @@ class Session {
         table.declarations == nullptr ? Json::object() : parse_json(table.declarations, path + ": its declarations");
     if (!declarations.is_object()) throw Error::at(path, "its declarations are no JSON object");
     Answer answer = ask([&](attest_message* m) { return table.open(options.c_str(), &context_, m); });
-    if (answer.status != ATTEST_OK) return answer;
-    if (context_ == nullptr) return {ATTEST_ERROR, "open answered OK without a context"};
+    if (answer.status != ATTEST_OK && answer.status != ATTEST_UNSUPPORTED) return answer;
+    if (answer.status == ATTEST_OK && context_ == nullptr) return {ATTEST_ERROR, "open answered OK without a context"};
     reply[field::name] = table.name;
     reply[field::version] = protocol::printable(table.version, protocol::kMaxMessage);
     reply[field::description] = protocol::printable(table.description, protocol::kMaxMessage);

@@ -318,6 +318,7 @@ struct Fault {
 
 constexpr Fault kFaults[] = {
     {.name = "none"},
+    {.name = "no_device"},
     {.name = "slow", .act = be_slow},
     {.name = "stdout_flood", .act = flood_stdout},
     {.name = "stdout_noise", .act = print_noise},
@@ -389,6 +390,7 @@ class Hostile : public Template {
     if (found == std::end(kFaults)) throw Invalid("option fault: got \"" + fault + "\", wanted a name of README.md");
     const auto* const entry = std::find(std::begin(kEntries), std::end(kEntries), where);
     if (entry == std::end(kEntries)) throw Invalid("option where: got \"" + where + "\", wanted open, prepare or run");
+    if (fault == "no_device") throw Unsupported("no device: it was left at home");
     if (where != "run" && found->act == nullptr) throw Invalid("option where: fault " + fault + " needs a step");
     state.fault = found;
     state.where = static_cast<Entry>(entry - std::begin(kEntries));

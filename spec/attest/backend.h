@@ -54,9 +54,10 @@ extern "C" {
 /** What a call answers. Anything but OK comes with a message, and a refused step has changed nothing (clause P5). */
 typedef enum attest_status {
   ATTEST_OK = 0,          /**< Done. */
-  ATTEST_UNSUPPORTED = 1, /**< `prepare` only: a legal problem that this backend does not implement; say why. */
+  ATTEST_UNSUPPORTED = 1, /**< `prepare`: a legal problem that this backend does not implement; `open`: this machine has
+                           *   not the device that it runs on. Say why. */
   ATTEST_INVALID = 2,     /**< A wrong shape, dtype or value: name the argument, what was got and what was wanted. */
-  ATTEST_OVERFLOW = 3,    /**< `run` only: the step would pass the cache's capacity. */
+  ATTEST_OVERFLOW = 3,    /**< `run`, or `synchronize` after it: the step would pass the cache's capacity. */
   ATTEST_ERROR = 4        /**< The backend itself failed (out of memory, a driver error). */
 } attest_status;
 
@@ -250,7 +251,8 @@ typedef struct attest_backend {
   int32_t device_type;            /**< DLDeviceType of the tensors it takes. */
   int32_t reserved;
 
-  /** Open with options, a JSON object of strings such as {"threads":"2"}; an unknown option is INVALID. */
+  /** Open with options, a JSON object of strings such as {"threads":"2"}; an unknown option is INVALID. UNSUPPORTED
+   *  where the machine has not what the backend runs on: nothing is certified then, and nothing fails. */
   attest_status (*open)(const char *options, attest_context **context, attest_message *message);
   /** Close; every plan has been released before. */
   void (*close)(attest_context *context);
@@ -264,7 +266,9 @@ typedef struct attest_backend {
   /** (optional) Device to host; complete on return. */
   attest_status (*download)(attest_context *context, void *host, const void *device, size_t bytes,
                             attest_message *message);
-  /** (optional) Wait for all work of this context, and report its errors. */
+  /** (optional) Wait for all work of this context, and report its errors. A backend that leaves lengths on the device
+   *  learns there that a step is to be refused: the INVALID or OVERFLOW of a step is then answered here, to the thread
+   *  that called `run`; of several, the first. */
   attest_status (*synchronize)(attest_context *context, attest_message *message);
 
   /** Read a problem; OK with a plan, UNSUPPORTED with the reason, or INVALID. The only support query there is. */

@@ -33,7 +33,8 @@
 //
 // A backend with memory of its own also has `static constexpr DLDeviceType device_type` and the five members
 // `void* allocate(size_t)`, `void deallocate(void*) noexcept`, `void upload(void*, const void*, size_t)`,
-// `void download(void*, const void*, size_t)` and `void synchronize()`.
+// `void download(void*, const void*, size_t)` and `void synchronize()`. Its constructor throws Unsupported where the
+// machine has no such device.
 //
 // A problem or step reaches the class complete: fields that an older suite does not have are 0 in it, and one from a
 // newer suite is refused when it uses a field that this header does not have.

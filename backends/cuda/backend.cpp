@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the suite talks to. Everything else in this folder is reached from here: plan.h has the steps of a problem,
+// kernels/ what runs on the device, machine.h the device itself. The same file makes `cuda_on_host`.
+#include <attest/backend.hpp>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "machine.h"
+#include "plan.h"
+#include "refusal.h"
+
+namespace attest::cuda {
+
+namespace {
+
+/// 0 if the option was not given.
+int count_or_none(abi::Options& options, const char* name) {
+  constexpr int none = 1'000'000;  // More than can be given.
+  const int count = options.take_count(name, none);
+  return count == none ? 0 : count;
+}
+
+class Cuda {
+ public:
+#if defined(ATTEST_CUDA_ON_HOST)
+  static constexpr const char* name = "cuda_on_host";
+  static constexpr DLDeviceType device_type = kDLCPU;
+#else
+  static constexpr const char* name = "cuda";
+  static constexpr DLDeviceType device_type = kDLCUDA;
+#endif
+  static constexpr const char* version = "0.1";
+  // Sums have a fixed order. Where tokens lie does not change it either (d3), but cuBLASLt may choose another product
+  // where there is more padding.
+  static constexpr const char* declarations = R"({"determinism": ["d0"]})";
+  static std::string description() {
+    return machine_description();
+  }
+
+  explicit Cuda(abi::Options& options) : settings_{find_machine(), count_or_none(options, "split_keys"), device_type} {
+#if defined(ATTEST_CUDA_ON_HOST)
+    const std::string order = options.take("order", "forward");
+    if (order != "forward" && order != "backward") {
+      throw abi::Invalid("option order: got \"" + order + "\", wanted forward or backward");
+    }
+    set_backward_order(order == "backward");
+#endif
+  }
+
+  class Plan {
+   public:
+    Plan(Cuda& cuda, const attest_problem& problem) : cuda_(cuda), plan_(cuda.settings_, problem) {}
+    void run(const attest_step& step) {
+      // Before anything is queued: a step that fails half-way may have been refused as well.
+      cuda_.expect(plan_.report());
+      plan_.run(step);
+    }
+
+   private:
+    Cuda& cuda_;
+    StepPlan plan_;
+  };
+
+  void* allocate(std::size_t bytes) {
+    return cuda::allocate(bytes);
+  }
+  void deallocate(void* memory) noexcept {
+    cuda::deallocate(memory);
+  }
+  void upload(void* device, const void* host, std::size_t bytes) {
+    cuda::upload(device, host, bytes);
+  }
+  void download(void* host, const void* device, std::size_t bytes) {
+    cuda::download(host, device, bytes);
+  }
+
+  /// Throws what the device found wrong with the steps that this thread has run since it last asked.
+  void synchronize() {
+    std::vector<Reported> mine;
+    {
+      const std::lock_guard lock(mutex_);
+      mine.swap(expected_[std::this_thread::get_id()]);
+      expected_.erase(std::this_thread::get_id());
+    }
+    cuda::synchronize();
+    Report first{};
+    for (const Reported& reported : mine) {
+      if (first.fault == Fault::none) first = *reported->get();
+      *reported->get() = Report{};
+    }
+    refuse(first);
+  }
+
+ private:
+  using Reported = std::shared_ptr<Visible<Report>>;
+
+  void expect(Reported report) {
+    const std::lock_guard lock(mutex_);
+    std::vector<Reported>& mine = expected_[std::this_thread::get_id()];
+    if (mine.empty() || mine.back() != report) mine.push_back(std::move(report));
+  }
+
+  Settings settings_;
+  std::mutex mutex_;
+  std::map<std::thread::id, std::vector<Reported>> expected_;
+};
+
+}  // namespace
+
+}  // namespace attest::cuda
+
+ATTEST_REGISTER_BACKEND(attest::cuda::Cuda)

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The machine as kernels see it (../kernels/device.cuh), emulated on the CPU by emulator.h. It proves which element
+// goes where: indices, masks, fragments, barriers that all threads reach. It says nothing of a GPU's memory model or
+// speed.
+#pragma once
+
+#include <attest/backend_math.hpp>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "emulator.h"
+
+namespace attest::cuda {
+
+using abi::Storage;
+
+struct Half {
+  std::uint16_t bits;
+};
+struct Bfloat {
+  std::uint16_t bits;
+};
+
+struct BlockIndex {
+  int x, y, z;
+};
+
+inline int thread_index() {
+  return emulator::current().thread;
+}
+inline BlockIndex block_index() {
+  const emulator::Place& place = emulator::current();
+  return {place.x, place.y, place.z};
+}
+inline int grid_width() {
+  return emulator::current().width;
+}
+
+inline void barrier() {
+  emulator::barrier();
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  struct Lane {
+    T mine, got;
+    int mask;
+  } lane{value, value, mask};
+  emulator::collective(&lane, [](void* const* lanes) {
+    for (int l = 0; l < emulator::warp; ++l) {
+      auto& to = *static_cast<Lane*>(lanes[l]);
+      to.got = static_cast<Lane*>(lanes[(l ^ to.mask) % emulator::warp])->mine;
+    }
+  });
+  return lane.got;
+}
+
+// A copy in the background may arrive as late as its wait: it is made there, so that whoever reads earlier, or
+// overwrites the source's address, is found out.
+inline void copy_16(void* shared, const void* global, bool there) {
+  emulator::copy_later(shared, there ? global : nullptr);
+}
+inline void copy_commit() {
+  emulator::copy_commit();
+}
+template <int pending>
+void copy_wait() {
+  emulator::copy_wait(pending);
+}
+
+inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
+  emulator::load_matrices(to, row, false);
+}
+inline void load_matrices_transposed(std::uint32_t (&to)[4], const void* row) {
+  emulator::load_matrices(to, row, true);
+}
+
+template <class T>
+void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  static_assert(std::is_same_v<T, Half> || std::is_same_v<T, Bfloat>);
+  emulator::multiply_add(c, a, b0, b1, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+}
+
+// Rounded twice: without the instruction std::fma is slow, and no index depends on it.
+inline float fused(float x, float y, float z) {
+  return x * y + z;
+}
+
+template <class T>
+T narrow(float value) {
+  if constexpr (std::is_same_v<T, Half>) return {static_cast<std::uint16_t>(abi::F16::encode(value))};
+  if constexpr (std::is_same_v<T, Bfloat>) return {static_cast<std::uint16_t>(abi::Bf16::encode(value))};
+  if constexpr (std::is_same_v<T, float>) return value;
+}
+
+inline float load_number(Storage storage, const void* from) {
+  return abi::load(storage, from);
+}
+inline void store_number(Storage storage, float value, void* to) {
+  abi::store(storage, value, to);
+}
+
+}  // namespace attest::cuda

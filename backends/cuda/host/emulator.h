@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA's execution model on one CPU thread: the threads of a block are fibers that take turns where they wait for each
+// other. Blocks run one after the other, in shared memory of exactly the size that the launch asked for, so that
+// the address sanitizer sees every access beyond it.
+//
+// A barrier that not all threads of the block reach, or a warp instruction that not all its lanes execute, ends the
+// process with a message: on a GPU it would hang or be undefined.
+#pragma once
+
+#include <attest/backend_math.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace attest::cuda::emulator {
+
+inline constexpr int warp = 32;
+
+/// Which thread of which block is running.
+struct Place {
+  int x = 0, y = 0, z = 0, width = 1, thread = 0;
+};
+
+struct Grid {
+  int x, y, z;
+};
+
+/// In which order the threads of a block get their turns; a result that depends on it is a race.
+enum class Order { forward, backward };
+
+/// Runs `kernel(shared)` in every thread of every block.
+void launch(Grid grid, int threads, std::size_t shared_bytes, Order order,
+            const std::function<void(std::byte* shared)>& kernel);
+
+// For code that runs in a launch.
+
+const Place& current();
+void barrier();
+/// Calls `work` once all 32 lanes of the warp are here, with what each of them brought.
+void collective(void* mine, void (*work)(void* const* lanes));
+
+/// 16 bytes, at the wait that ends them; null: zeros.
+void copy_later(void* to, const void* from);
+void copy_commit();
+void copy_wait(int pending);
+
+void load_matrices(std::uint32_t (&to)[4], const void* row, bool transposed);
+void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1, abi::Storage storage);
+
+}  // namespace attest::cuda::emulator

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// The emulation against the PTX ISA's own words, and against what a kernel must not do.
+#include "emulator.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <catch2/catch_test_macros.hpp>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "device_host.h"
+
+namespace attest::cuda {
+namespace {
+
+using emulator::Order;
+
+/// Whether a process that does this ends by a signal.
+template <class Work>
+bool dies(Work work) {
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    ::close(STDERR_FILENO);
+    ::signal(SIGABRT, SIG_DFL);  // Catch2's would report it as a failure.
+    work();
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  return WIFSIGNALED(status);
+}
+
+TEST_CASE("every thread of every block runs once, in its place") {
+  std::vector<int> seen(2 * 3 * 4 * 64, 0);
+  emulator::launch({2, 3, 4}, 64, 16, Order::forward, [&](std::byte*) {
+    const BlockIndex at = block_index();
+    CHECK(grid_width() == 2);
+    ++seen[static_cast<std::size_t>(((at.z * 3 + at.y) * 2 + at.x) * 64 + thread_index())];
+  });
+  for (const int times : seen) CHECK(times == 1);
+}
+
+TEST_CASE("a barrier shows each thread what all have written, in either order") {
+  for (const Order order : {Order::forward, Order::backward}) {
+    std::vector<int> sums(96, 0);
+    emulator::launch({1, 1, 1}, 96, 96 * sizeof(int), order, [&](std::byte* shared) {
+      auto* const numbers = reinterpret_cast<int*>(shared);
+      for (int round = 0; round < 3; ++round) {
+        numbers[thread_index()] = thread_index() + round;
+        barrier();
+        int sum = 0;
+        for (int t = 0; t < 96; ++t) sum += numbers[t];
+        sums[static_cast<std::size_t>(thread_index())] += sum;
+        barrier();
+      }
+    });
+    for (const int sum : sums) CHECK(sum == 3 * 95 * 48 + 96 * 3);
+  }
+}
+
+TEST_CASE("a race shows as a difference between the orders") {
+  std::array<int, 2> last{};
+  for (const Order order : {Order::forward, Order::backward}) {
+    emulator::launch({1, 1, 1}, 32, 4, order, [&](std::byte* shared) {
+      std::memcpy(shared, std::array{thread_index()}.data(), 4);
+      barrier();
+      std::memcpy(&last[order == Order::forward ? 0 : 1], shared, 4);
+    });
+  }
+  CHECK(last[0] == 31);
+  CHECK(last[1] == 0);
+}
+
+TEST_CASE("shuffles exchange lanes within their warp") {
+  emulator::launch({1, 1, 1}, 64, 16, Order::forward, [](std::byte*) {
+    const int t = thread_index();
+    CHECK(shuffle_xor(t, 5) == (t ^ 5));
+    CHECK(shuffle_xor(0.5 * t, 16) == 0.5 * (t ^ 16));
+  });
+}
+
+TEST_CASE("a copy arrives at its wait, not before") {
+  alignas(16) std::array<float, 8> source{1, 2, 3, 4, 5, 6, 7, 8};
+  emulator::launch({1, 1, 1}, 32, 64, Order::forward, [&](std::byte* shared) {
+    if (thread_index() != 0) return;
+    auto* const to = reinterpret_cast<float*>(shared);
+    std::memset(shared, 0, 64);
+    copy_16(to, source.data(), true);
+    copy_commit();
+    copy_16(to + 4, source.data() + 4, true);
+    copy_16(to + 8, source.data(), false);
+    copy_commit();
+    CHECK(to[0] == 0);
+    copy_wait<1>();
+    CHECK(to[0] == 1);
+    CHECK(to[4] == 0);
+    to[8] = 9;
+    copy_wait<0>();
+    CHECK(to[7] == 8);
+    CHECK(to[8] == 0);
+  });
+}
+
+/// Row r, column c of a 16-bit matrix with distinct small integers.
+float entry(int r, int c) {
+  return static_cast<float>((r * 7 + c * 3) % 23 - 11);
+}
+
+TEST_CASE("matrices that are loaded and multiplied as fragments give the product") {
+  std::array<float, 16 * 8> product{};
+  // a [16 x 16] row by row, b given as [8 x 16] (read as it is) and as [16 x 8] (read transposed); rows 40 bytes apart.
+  for (const bool transposed : {false, true}) {
+    product.fill(0);
+    emulator::launch({1, 1, 1}, 32, 3 * 16 * 48, Order::backward, [&](std::byte* shared) {
+      auto* const a = reinterpret_cast<Half*>(shared);
+      auto* const b = a + 16 * 24;
+      for (int i = thread_index(); i < 256; i += 32) a[i / 16 * 24 + i % 16] = narrow<Half>(entry(i / 16, i % 16));
+      for (int i = thread_index(); i < 128; i += 32) {
+        const int k = i / 8, n = i % 8;
+        b[transposed ? k * 24 + n : n * 24 + k] = narrow<Half>(entry(k + 5, n));
+        b[transposed ? k * 24 + n + 8 : (n + 8) * 24 + k] = narrow<Half>(0);
+      }
+      barrier();
+      const int lane = thread_index();
+      std::uint32_t left[4], right[4];
+      load_matrices(left, a + lane % 16 * 24 + lane / 16 * 8);
+      if (transposed) {
+        load_matrices_transposed(right, b + lane % 16 * 24 + lane / 16 * 8);
+      } else {
+        load_matrices(right, b + (lane / 16 * 8 + lane % 8) * 24 + lane / 8 % 2 * 8);
+      }
+      float sum[4] = {1, 1, 1, 1}, other[4] = {};
+      multiply_add<Half>(sum, left, right[0], right[1]);
+      multiply_add<Half>(other, left, right[2], right[3]);
+      for (int i = 0; i < 4; ++i) {
+        product[static_cast<std::size_t>((lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2)] = sum[i];
+        CHECK(other[i] == 0);
+      }
+    });
+    for (int r = 0; r < 16; ++r) {
+      for (int n = 0; n < 8; ++n) {
+        float wanted = 1;
+        for (int k = 0; k < 16; ++k) wanted += entry(r, k) * entry(k + 5, n);
+        CHECK(product[static_cast<std::size_t>(r * 8 + n)] == wanted);
+      }
+    }
+  }
+}
+
+TEST_CASE("what would hang or be undefined on a GPU ends the process") {
+  const auto run = [](int threads, const std::function<void(std::byte*)>& kernel) {
+    return dies([&] { emulator::launch({1, 1, 1}, threads, 16, Order::forward, kernel); });
+  };
+  CHECK_FALSE(run(64, [](std::byte*) { barrier(); }));
+  CHECK(run(64, [](std::byte*) {
+    if (thread_index() != 3) barrier();
+  }));
+  CHECK(run(64, [](std::byte*) {
+    if (thread_index() % 2 == 0) shuffle_xor(1, 1);
+  }));
+  CHECK(run(32, [](std::byte*) {
+    if (thread_index() < 16) {
+      shuffle_xor(1, 1);
+    } else {
+      shuffle_xor(1.0, 1);
+    }
+  }));
+  CHECK(run(32, [](std::byte* shared) { copy_16(shared + 4, shared, true); }));
+  CHECK(run(32, [](std::byte* shared) { copy_16(shared, shared, true); }));
+  CHECK(run(48, [](std::byte*) {}));
+}
+
+}  // namespace
+}  // namespace attest::cuda

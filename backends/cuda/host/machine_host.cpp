@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device of cuda_on_host: this CPU, with memory of its own, as a GPU has it.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "../kernels/launch.cuh"
+#include "../machine.h"
+
+namespace attest::cuda {
+
+emulator::Order thread_order = emulator::Order::forward;
+
+std::string machine_description() {
+  return "the CUDA backend's kernels, emulated thread by thread on the CPU: proves indices, masks and layouts, and "
+         "says "
+         "nothing of a GPU";
+}
+
+Machine find_machine() {
+  // As few multiprocessors as a small grid needs to be split; the shared memory of compute capability 9.0.
+  return {"emulation", 4, 227 << 10};
+}
+
+void set_backward_order(bool backward) {
+  thread_order = backward ? emulator::Order::backward : emulator::Order::forward;
+}
+
+void* allocate(std::size_t bytes) {
+  void* const memory = ::operator new (bytes, std::align_val_t{256});
+  std::memset(memory, 0xFF, bytes);  // NaNs in every format but int8.
+  return memory;
+}
+void deallocate(void* memory) noexcept {
+  ::operator delete (memory, std::align_val_t{256});
+}
+void upload(void* device, const void* host, std::size_t bytes) {
+  std::memcpy(device, host, bytes);
+}
+void download(void* host, const void* device, std::size_t bytes) {
+  std::memcpy(host, device, bytes);
+}
+void synchronize() {}
+
+void* allocate_visible(std::size_t bytes) {
+  void* const memory = std::calloc(1, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void deallocate_visible(void* memory) noexcept {
+  std::free(memory);
+}
+
+}  // namespace attest::cuda

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each kernel is launched with.
+#pragma once
+
+#include "step.h"
+
+namespace attest::cuda {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// survey.cuh
+
+struct SurveyArguments {
+  std::int32_t batch, packed, cached, ring, positions;  ///< The last four: 0 or 1.
+  std::int32_t limit;                                   ///< Most tokens of a sequence.
+  std::int32_t query_axis, key_axis;                    ///< Tokens on the axes: a sequence's, or packed all.
+  std::int32_t grid_queries, grid_keys;                 ///< That the grids have room for, of each sequence.
+  std::int64_t mask_extent;                             ///< -1: no mask.
+  const std::int32_t *query_lengths, *key_lengths, *query_start, *key_start;  ///< Each may be null.
+  std::int64_t query_lengths_stride, key_lengths_stride, query_start_stride, key_start_stride;
+  std::int32_t* lengths;
+  std::int64_t lengths_stride;
+  Sequence* sequences;  ///< Out.
+  std::int32_t* go;     ///< Out: 1 if the step is played.
+  Report* report;       ///< Out, in memory that the host sees; kept if it has a fault already.
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// intake.cuh
+
+/// RoPE for one problem (clauses R1 to R3); no pairs without it.
+struct Rope {
+  std::int32_t pairs, interleaved;  ///< interleaved: 0 or 1.
+  const double* frequency;          ///< [pairs].
+  double magnitude;
+  const std::int32_t* positions;  ///< Null: places in the sequence.
+  std::int64_t position_sequence, position_token;
+};
+
+/// One of the three, and what becomes of it.
+struct IntakeSide {
+  std::int32_t active;  ///< 0: nothing is to be done.
+  std::int32_t is_query;
+  std::int32_t heads, width;
+  std::int32_t turns;  ///< 1: norm and RoPE are for this side.
+  Tokens from;
+  const std::byte* norm;  ///< Null without QK-norm.
+  std::int64_t norm_stride;
+  Storage norm_storage;
+  std::int32_t to_cache;  ///< 1: to the slots of `kv.cache`; 0: to `to`.
+  Tokens to;
+  KvSide kv;  ///< Keys and values.
+};
+
+struct IntakeArguments {
+  IntakeSide sides[3];
+  Rope rope;
+  double norm_epsilon;
+  Slots slots;
+  const Sequence* sequences;
+  const std::int32_t* go;
+};
+
+struct StoreArguments {
+  KvSide sides[2];
+  std::int32_t heads;
+  Slots slots;
+  const Sequence* sequences;
+  const std::int32_t* go;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// attend.cuh and combine.cuh
+
+/// Where things lie in a block's shared memory, in bytes; made by the host (layout_of).
+struct AttendLayout {
+  std::int32_t keys;                ///< Of a tile: 16, 32 or 64.
+  std::int32_t query, query_pitch;  ///< Pitches in bytes, multiples of 16.
+  std::int32_t logit, logit_pitch, weight, weight_pitch;
+  std::int32_t row_state;                      ///< Three floats a row: factor, and at the end the row's results.
+  std::int32_t stage, stage_bytes;             ///< Raw tiles as they come from memory.
+  std::int32_t key_pitch, value, value_pitch;  ///< Of a raw tile, `value` from its beginning.
+  std::int32_t source;                         ///< Of each stage: where its rows come from (TileSource).
+  std::int32_t decoded, decoded_key_pitch, decoded_value, decoded_value_pitch;  ///< Quantised: the tile as numbers.
+  std::int32_t bytes;
+};
+
+/// Where the rows of a step go; finish.cuh writes them.
+struct Results {
+  Tokens output;
+  float* lse;  ///< Null: not wanted.
+  std::int64_t lse_sequence, lse_head, lse_token;
+  const float* sinks;  ///< Null: none.
+  std::int64_t sinks_stride;
+  // Between splits, compact: [sequence][KV head][row][split] of `width` sums, and of largest logit and sum of weights.
+  float *sums, *weights;
+  std::int32_t kv_heads, rows, splits, width;
+
+  [[nodiscard]] ATTEST_BOTH std::int64_t part(std::int32_t b, std::int32_t kv_head, std::int32_t row,
+                                              std::int32_t split) const {
+    return ((static_cast<std::int64_t>(b) * kv_heads + kv_head) * rows + row) * splits + split;
+  }
+};
+
+/// Where the rows of one tile come from; null: not there.
+struct TileSource {
+  static constexpr int most = 64;
+  const std::byte* key[most];
+  const std::byte* value[most];
+  float key_scale[most], value_scale[most];
+};
+inline constexpr int tile_source_bytes = sizeof(TileSource);
+
+struct AttendArguments {
+  Tokens query;
+  KvSide key, value;
+  Slots slots;
+  Visibility visibility;
+  std::int32_t group, splits;  ///< Query heads of a KV head.
+  std::int32_t split_keys;     ///< Keys of a split; splits begin at multiples of it.
+  float scale, softcap;        ///< softcap 0: none.
+  const float* slopes;         ///< ALiBi; null: none.
+  std::int64_t slopes_stride;
+  const std::byte* mask;  ///< Null: none.
+  std::int64_t mask_sequence, mask_head, mask_query, mask_key;
+  std::int32_t mask_boolean;
+  Storage mask_storage;
+  Results results;
+  const Sequence* sequences;
+  const std::int32_t* go;
+  AttendLayout layout;
+};
+
+struct CombineArguments {
+  Results results;
+  Visibility visibility;
+  std::int32_t group, split_keys, tile_rows;  ///< tile_rows: rows of a block of Attend.
+  const Sequence* sequences;
+  const std::int32_t* go;
+};
+
+}  // namespace attest::cuda

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device by way of the CUDA runtime.
+#include "machine.h"
+
+#include <cuda_runtime.h>
+
+#include <attest/backend.hpp>
+#include <cstring>
+#include <string>
+
+#include "cuda_check.h"
+
+namespace attest::cuda {
+
+namespace {
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+}  // namespace
+
+std::string machine_description() {
+  return std::string("split-KV attention, mma.sync in f16 and bf16, FMA in f32; CUDA ") + version_text(CUDART_VERSION) +
+         ", cuBLASLt, for " ATTEST_CUDA_ARCHITECTURES;
+}
+
+Machine find_machine() {
+  int count = 0, driver = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    (void)cudaGetLastError();
+    (void)cudaDriverGetVersion(&driver);
+    throw abi::Unsupported(
+        "no CUDA device: " +
+        (driver == 0 ? std::string("no driver is installed")
+                     : std::string(status != cudaSuccess ? cudaGetErrorString(status) : "the driver has found none")));
+  }
+  cudaDeviceProp properties{};
+  ATTEST_CUDA(cudaGetDeviceProperties(&properties, 0));
+  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
+}
+
+void* allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  ATTEST_CUDA(cudaMalloc(&memory, bytes));
+  return memory;
+}
+void deallocate(void* memory) noexcept {
+  (void)cudaFree(memory);
+}
+void upload(void* device, const void* host, std::size_t bytes) {
+  ATTEST_CUDA(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+}
+void download(void* host, const void* device, std::size_t bytes) {
+  ATTEST_CUDA(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
+}
+void synchronize() {
+  ATTEST_CUDA(cudaDeviceSynchronize());
+}
+
+void* allocate_visible(std::size_t bytes) {
+  void* memory = nullptr;
+  ATTEST_CUDA(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+void deallocate_visible(void* memory) noexcept {
+  (void)cudaFreeHost(memory);
+}
+
+}  // namespace attest::cuda

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device as the host side sees it: memory, waiting, and launches of each kernel. machine.cpp and kernels/*.cu
+// answer with the CUDA runtime; host/machine_host.cpp with the CPU and the emulation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/arguments.h"
+
+namespace attest::cuda {
+
+/// A stream of the device, as attest_step has it; null: the default one.
+using Stream = void*;
+
+struct Grid {
+  int x, y, z;
+};
+
+struct Machine {
+  std::string name;
+  int multiprocessors;
+  std::size_t shared_bytes;  ///< Most shared memory of a block.
+};
+
+/// What the backend was built for and with, in a line; needs no device.
+std::string machine_description();
+
+/// The device that is used, made ready. Throws abi::Unsupported if there is none.
+Machine find_machine();
+
+// All of these throw std::runtime_error with what the device said.
+
+void* allocate(std::size_t bytes);
+void deallocate(void* memory) noexcept;
+void upload(void* device, const void* host, std::size_t bytes);
+void download(void* host, const void* device, std::size_t bytes);
+void synchronize();
+/// Memory that both sides see, zeroed.
+void* allocate_visible(std::size_t bytes);
+void deallocate_visible(void* memory) noexcept;
+
+/// Threads get their turns in another order, where that can be chosen: in the emulation.
+void set_backward_order(bool backward);
+
+// Each kernel, with the grid that its header asks for.
+void launch_survey(const SurveyArguments& arguments, Stream stream);
+void launch_intake(Grid grid, const IntakeArguments& arguments, Stream stream);
+void launch_store(Grid grid, const StoreArguments& arguments, Stream stream);
+void launch_combine(Grid grid, const CombineArguments& arguments, Stream stream);
+void launch_attend_f32(Grid grid, const AttendArguments& arguments, Stream stream);
+void launch_attend_f16(int tile_rows, Grid grid, const AttendArguments& arguments, Stream stream);
+void launch_attend_bf16(int tile_rows, Grid grid, const AttendArguments& arguments, Stream stream);
+
+}  // namespace attest::cuda

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shape.h"
+
+#include <algorithm>
+#include <attest/backend.hpp>
+#include <limits>
+#include <string>
+
+namespace attest::cuda {
+
+EngineFacts engine_for(Storage dtype, std::int64_t rows, std::int64_t value_channels) {
+  if (dtype == Storage::f32) return {16, 2, 4, 4, 32};
+  const bool tall = rows > 16 && value_channels <= 128;
+  return {tall ? 64 : 16, 3, 16, 2, 64};
+}
+
+AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, int key_channels, int value_channels,
+                       const Machine& machine) {
+  const bool coded = cache != dtype;
+  const int raw_bytes = element_bytes(cache), number = engine.number_bytes;
+  // 16 bytes more than a row has: neighbouring rows then begin in different banks.
+  const auto pitch = [&](int channels, int unit, int bytes) {
+    return rounded_up(rounded_up(channels, unit) * bytes, 16) + 16;
+  };
+  for (int keys = engine.most_keys; keys >= 16; keys /= 2) {
+    AttendLayout l{};
+    int end = 0;
+    const auto place = [&](int bytes) {
+      const int at = end;
+      end += rounded_up(bytes, 128);
+      return at;
+    };
+    l.keys = keys;
+    l.query_pitch = pitch(key_channels, engine.channel_unit, number);
+    l.query = place(engine.tile_rows * l.query_pitch);
+    l.logit_pitch = 4 * keys + 16;
+    l.logit = place(engine.tile_rows * l.logit_pitch);
+    l.weight_pitch = number * keys + 16;
+    l.weight = place(engine.tile_rows * l.weight_pitch);
+    l.row_state = place(4 * engine.tile_rows);
+    l.source = place(engine.stages * tile_source_bytes);
+    const int unit = coded ? 1 : engine.channel_unit;
+    l.key_pitch = pitch(key_channels, unit, raw_bytes);
+    l.value_pitch = pitch(value_channels, unit, raw_bytes);
+    l.value = keys * l.key_pitch;
+    l.stage_bytes = rounded_up(l.value + keys * l.value_pitch, 128);
+    l.stage = place(engine.stages * l.stage_bytes);
+    if (coded) {
+      l.decoded_key_pitch = pitch(key_channels, engine.channel_unit, number);
+      l.decoded_value_pitch = pitch(value_channels, engine.channel_unit, number);
+      l.decoded = place(keys * l.decoded_key_pitch);
+      l.decoded_value = place(keys * l.decoded_value_pitch);
+    }
+    l.bytes = end;
+    // Two blocks a multiprocessor, so that one computes while the other waits; if need be, one.
+    const std::size_t room = keys > 16 ? machine.shared_bytes / 2 : machine.shared_bytes;
+    if (static_cast<std::size_t>(end) <= room) return l;
+  }
+  throw abi::Unsupported("not implemented: heads of " + std::to_string(key_channels) + " and " +
+                         std::to_string(value_channels) + " channels in " + std::to_string(machine.shared_bytes) +
+                         " bytes of shared memory");
+}
+
+Splits splits_for(std::int64_t blocks, bool one_tile, std::int64_t keys, bool from_start, int tile_keys, int wanted,
+                  const Machine& machine) {
+  const Splits whole{1, std::numeric_limits<std::int32_t>::max()};
+  if (blocks <= 0 || keys <= 0) return whole;
+  std::int64_t each = wanted;
+  if (each == 0) {
+    // Four blocks for each multiprocessor: two at a time, twice, so that the end is not ragged. Decoding is split even
+    // if there are as many blocks: lengths may be skewed, and a long sequence must not be alone at the end.
+    constexpr std::int64_t most_keys = 2048;
+    const std::int64_t least_keys = 4 * tile_keys;
+    const std::int64_t parts = (4 * static_cast<std::int64_t>(machine.multiprocessors) + blocks - 1) / blocks;
+    each = std::max(least_keys, rounded_up((keys + parts - 1) / parts, static_cast<std::int64_t>(tile_keys)));
+    if (one_tile) each = std::min(each, most_keys);
+    if (!one_tile && parts == 1) return whole;
+  }
+  // Splits begin at multiples of their size, wherever the keys begin.
+  const std::int64_t count = (keys + each - 1) / each + (from_start ? 0 : 1);
+  if (count <= 1) return whole;
+  return {static_cast<int>(count), static_cast<int>(each)};
+}
+
+}  // namespace attest::cuda

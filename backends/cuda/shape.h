@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shape of an attention launch: which tile, what lies where in shared memory, how many splits.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/arguments.h"
+#include "machine.h"
+
+namespace attest::cuda {
+
+/// What the host must know of an engine of kernels/engines.cuh.
+struct EngineFacts {
+  int tile_rows, stages, channel_unit, number_bytes;
+  int most_keys;  ///< Of a tile.
+};
+
+/// Channels of a key and of a value that there is an engine for.
+inline constexpr std::int64_t most_key_channels = 576, most_value_channels = 512;
+
+/// The engine for a dtype; `rows`: those of the longest sequence's queries and a group's heads.
+EngineFacts engine_for(Storage dtype, std::int64_t rows, std::int64_t value_channels);
+
+/// `cache`: the storage of keys and values, codes if it is not `dtype`. Throws abi::Unsupported if it does not fit into
+/// the machine's shared memory.
+AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, int key_channels, int value_channels,
+                       const Machine& machine);
+
+/// How the keys are split. `blocks`: of a launch with one split; `keys`: most that a block can see; `wanted`: keys of a
+/// split, 0: as is best for the machine.
+struct Splits {
+  int count, keys;
+};
+Splits splits_for(std::int64_t blocks, bool one_tile, std::int64_t keys, bool from_start, int tile_keys, int wanted,
+                  const Machine& machine);
+
+}  // namespace attest::cuda

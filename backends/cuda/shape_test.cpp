@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shape.h"
+
+#include <attest/backend.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cstdint>
+#include <vector>
+
+namespace attest::cuda {
+namespace {
+
+const Machine hopper{"9.0", 132, 227 << 10};
+const Machine small{"12.0", 170, 99 << 10};
+
+TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no two parts overlap") {
+  for (const Storage dtype : {Storage::f32, Storage::f16, Storage::bf16}) {
+    for (const Storage cache : {dtype, Storage::i8, Storage::f8_e4m3}) {
+      for (const int keys : {1, 8, 33, 64, 128, 192, 256, 576}) {
+        for (const int values : {1, 10, 64, 128, 129, 512}) {
+          for (const std::int64_t rows : {1, 17}) {
+            const EngineFacts engine = engine_for(dtype, rows, values);
+            const AttendLayout l = layout_of(engine, dtype, cache, keys, values, hopper);
+            INFO(keys << " and " << values << " channels, " << l.bytes << " bytes");
+            CHECK(static_cast<std::size_t>(l.bytes) <= hopper.shared_bytes);
+            CHECK(l.keys <= TileSource::most);
+            CHECK(l.query_pitch >= keys * engine.number_bytes);
+            CHECK(l.key_pitch >= keys * element_bytes(cache));
+            CHECK(l.value_pitch >= values * element_bytes(cache));
+            CHECK(l.stage_bytes >= l.value + l.keys * l.value_pitch);
+            CHECK((l.decoded != 0) == (cache != dtype));
+            // In the order in which they are placed: each ends before the next begins.
+            std::vector<std::pair<int, int>> parts{
+                {l.query, engine.tile_rows * l.query_pitch},   {l.logit, engine.tile_rows * l.logit_pitch},
+                {l.weight, engine.tile_rows * l.weight_pitch}, {l.row_state, 4 * engine.tile_rows},
+                {l.source, engine.stages * tile_source_bytes}, {l.stage, engine.stages * l.stage_bytes}};
+            if (l.decoded != 0) parts.emplace_back(l.decoded, l.keys * l.decoded_key_pitch);
+            if (l.decoded != 0) parts.emplace_back(l.decoded_value, l.keys * l.decoded_value_pitch);
+            parts.emplace_back(l.bytes, 0);
+            for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+              CHECK(parts[i].first % 16 == 0);
+              CHECK(parts[i].first + parts[i].second <= parts[i + 1].first);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("what has no room is refused") {
+  const EngineFacts engine = engine_for(Storage::f32, 1, 512);
+  CHECK_THROWS_AS(layout_of(engine, Storage::f32, Storage::f32, 576, 512, small), abi::Unsupported);
+  CHECK_NOTHROW(layout_of(engine_for(Storage::bf16, 1, 128), Storage::bf16, Storage::bf16, 128, 128, small));
+}
+
+TEST_CASE("splits cover the keys, wherever they begin") {
+  for (const Machine& machine : {hopper, small}) {
+    for (const std::int64_t blocks : {1, 8, 64, 512, 100'000}) {
+      for (const std::int64_t keys : {1, 63, 64, 1000, 8192, 131'072}) {
+        for (const bool from_start : {true, false}) {
+          for (const int wanted : {0, 16, 1000}) {
+            const Splits splits = splits_for(blocks, true, keys, from_start, 64, wanted, machine);
+            REQUIRE(splits.count >= 1);
+            if (splits.count == 1) continue;
+            const std::int64_t first = from_start ? 0 : splits.keys - 1;  // The worst place for a range to begin.
+            CHECK((first + keys - 1) / splits.keys < splits.count);
+            if (wanted == 0) CHECK(splits.keys % 64 == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("splits keep the machine busy, and long sequences do not stay whole") {
+  // Batch 1, 8 KV heads, 32k keys: four blocks a multiprocessor, nearly.
+  const Splits one = splits_for(8, true, 32'768, true, 64, 0, hopper);
+  CHECK(8 * one.count >= 3 * hopper.multiprocessors);
+  CHECK(8 * one.count <= 5 * hopper.multiprocessors);
+  // Batch 64: enough blocks, and yet split.
+  CHECK(splits_for(512, true, 32'768, true, 64, 0, hopper).keys == 2048);
+  // Prefill with enough tiles is not split, nor is what is short.
+  CHECK(splits_for(4096, false, 32'768, true, 64, 0, hopper).count == 1);
+  CHECK(splits_for(1, true, 200, true, 64, 0, hopper).count == 1);
+}
+
+}  // namespace
+}  // namespace attest::cuda
