@@ -70,6 +70,21 @@ TEST_CASE("A backend that does nothing gets no number, with the reason") {
   CHECK(result.series[2].wrong == "");
 }
 
+TEST_CASE("A backend that leaves out work once it was checked gets no number, neither cold nor hot") {
+  const std::vector<std::pair<std::string, std::string>> tricks{
+      {"repeat", "output[sequence"}, {"append_once", "cache.key[sequence"}, {"every_second", "was not written"}};
+  for (const auto& [trick, finding] : tricks) {
+    const Measured result =
+        measured(shape_of(R"("set": "decode", )" + kSmall), {std::string(ATTEST_LAZY) + ",trick=" + trick});
+    REQUIRE(result.series.size() == 2);
+    for (const Series& series : result.series) {
+      INFO(trick << ", " << name(series.temperature) << ": " << series.wrong);
+      CHECK_THAT(series.wrong, ContainsSubstring("after the timed loop") && ContainsSubstring(finding));
+      CHECK(series.rounds.empty());
+    }
+  }
+}
+
 TEST_CASE("The same backend twice has two labels") {
   const Measured result = measured(shape_of(R"("set": "prefill", )" + kSmall), {ATTEST_TEMPLATE, ATTEST_TEMPLATE});
   CHECK(result.series[0].backend == "template");

@@ -121,9 +121,7 @@ Workload::Workload(const Shape& shape, Team& team, size_t copies) : shape_(shape
   value_ = std::make_unique<HostTensor>(p.dtype, layer ? tokens_of(0, p.d_model) : tokens_of(p.kv_heads, p.v_head_dim));
   output_ =
       std::make_unique<HostTensor>(p.dtype, layer ? tokens_of(0, p.d_model) : tokens_of(p.query_heads, p.v_head_dim));
-  fill(team, *query_, 11, 1);
-  fill(team, *key_, 211, 1);
-  fill(team, *value_, 3011, 1);
+  fill_inputs(team, 0);
   if (layer) {
     // A layer's projections keep the size of what they are given.
     const std::vector<std::pair<std::string_view, std::vector<int64_t>>> shapes{
@@ -241,8 +239,34 @@ void Workload::rewind(size_t copy) {
                  [](int64_t length) { return static_cast<int32_t>(length); });
 }
 
-void Workload::poison_output() {
+void Workload::poison(size_t copy) {
   std::memset(output_->bytes().data(), 0xFF, output_->bytes().size());
+  const Problem& p = shape_.problem;
+  // No number; of an 8-bit code the one that is never used.
+  const int byte = p.quantised() ? 0x80 : 0xFF;
+  const int64_t size = info(p.cache_dtype).size;
+  for (HostTensor* tensor : {copies_[copy]->key.get(), copies_[copy]->value.get()}) {
+    const int64_t width = tensor == copies_[copy]->key.get() ? p.qk_head_dim : p.v_head_dim;
+    for (size_t b = 0; b < shape_.before.size(); ++b) {
+      for (int64_t i = 0; i < shape_.queries[b] * p.kv_heads; ++i) {
+        const int64_t row = cache_row(static_cast<int64_t>(b), shape_.before[b] + i / p.kv_heads, i % p.kv_heads);
+        std::memset(tensor->bytes().data() + row / p.qk_head_dim * width * size, byte,
+                    static_cast<size_t>(width * size));
+      }
+    }
+  }
+}
+
+void Workload::fill_inputs(Team& team, uint64_t seed) {
+  fill(team, *query_, seed + 11, 1);
+  fill(team, *key_, seed + 211, 1);
+  fill(team, *value_, seed + 3011, 1);
+}
+
+void Workload::renew(Team& team) {
+  team.wake();
+  fill_inputs(team, 70001);
+  team.rest();
 }
 
 int64_t Workload::cache_row(int64_t sequence, int64_t token, int64_t head) const {

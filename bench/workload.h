@@ -65,8 +65,11 @@ class Workload {
   [[nodiscard]] const attest_step& step(size_t copy) const { return copies_[copy]->step; }
   /// Takes back what a step has appended: by the lengths alone.
   void rewind(size_t copy);
-  /// Fills the output with NaN, so that a step that writes nothing is seen.
-  void poison_output();
+  /// Fills the output with NaN, and a copy's slots that its step appends to with what no step writes there: so a step
+  /// that leaves something out is seen.
+  void poison(size_t copy);
+  /// Gives the steps other queries, keys and values: so a backend that repeats an old answer is seen.
+  void renew(Team& team);
   /// What a step has to read, in runs: the visible part of a copy's cache and the weights.
   [[nodiscard]] const std::vector<std::span<const std::byte>>& reads(size_t copy) const { return copies_[copy]->reads; }
 
@@ -94,6 +97,7 @@ class Workload {
     attest_step step{};
     std::vector<std::span<const std::byte>> reads;
   };
+  void fill_inputs(Team& team, uint64_t seed);
   void make_copy(Team& team);
   void note_reads(Copy& copy) const;
 

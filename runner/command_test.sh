@@ -101,7 +101,7 @@ fi
 case_file=suite/cases/with_cache/append.json
 fresh_suite
 sed -i '0,/"recipe"/s//"recipy"/' "$case_file"
-refused "append.json: cases[0].inputs" --suite suite certify --backend template
+refused "append.json.cases[0].inputs" --suite suite certify --backend template
 fresh_suite
 sed -i '0,/"seed"/s//"sead"/' "$case_file"
 refused 'unknown field "sead"' --suite suite certify --backend template

@@ -261,7 +261,7 @@ void FlashDecode::join(const AttentionStep& step, const Whole& whole) {
 
     float* const to = step.output.floats(whole.sequence, i, head);
     for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] = 0;
-    for (std::int64_t n = 0; n < whole.count && sum > 0; ++n) {
+    for (std::int64_t n = 0; n < whole.count && sum != 0; ++n) {
       const auto factor = static_cast<float>(share(part(n, r).largest) / sum);
       const float* const blended = blended_.get(0) + (whole.place + n * whole.apart + r) * padded(v_dim_);
       for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] += factor * blended[c];

@@ -42,7 +42,9 @@ void mask_where_zero(float* logits, std::int64_t count, const std::uint8_t* mask
 
 ATTEST_ONEDNN_CLONES
 void add(float* logits, std::int64_t count, const float* terms) {
-  for (std::int64_t j = 0; j < count; ++j) logits[j] += terms[j];
+  // Clause M6: -infinity masks whatever the product came to, also where that is no longer finite.
+  constexpr float masked = -std::numeric_limits<float>::infinity();
+  for (std::int64_t j = 0; j < count; ++j) logits[j] = terms[j] == masked ? masked : logits[j] + terms[j];
 }
 
 }  // namespace

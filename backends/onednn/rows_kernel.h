@@ -421,9 +421,13 @@ RowSum exponentials(float* row, std::int64_t count, float scale, float at_least)
   most[0] = larger(most[0], most[1]);
   float largest = at_least;
   for (int i = 0; i < lanes; ++i) largest = most[0][i] > largest ? most[0][i] : largest;
-  if (largest == minus_infinity) {  // All are masked, and the difference of two would be NaN.
-    for (std::int64_t i = 0; i < end; ++i) row[i] = 0;
-    return {largest, 0};
+  if (largest == minus_infinity) {  // All are masked, and the difference of two would be NaN; or they are NaN already.
+    double sum = 0;
+    for (std::int64_t i = 0; i < end; ++i) {
+      row[i] = row[i] != row[i] ? row[i] : 0;
+      sum += static_cast<double>(row[i]);
+    }
+    return {largest, sum};
   }
   Floats sums[2] = {};
   for (j = 0; j + 2 * lanes <= end; j += 2 * lanes) {
@@ -446,6 +450,25 @@ RowSum exponentials(float* row, std::int64_t count, float scale, float at_least)
 // ---------------------------------------------------------------------------------------------------------------------
 // By storage
 
+/// Calls visit.template operator()<storage>().
+template <class Visit>
+inline void by_storage(Storage storage, const Visit& visit) {
+  switch (storage) {
+    case Storage::f32:
+      return visit.template operator()<Storage::f32>();
+    case Storage::f16:
+      return visit.template operator()<Storage::f16>();
+    case Storage::bf16:
+      return visit.template operator()<Storage::bf16>();
+    case Storage::i8:
+      return visit.template operator()<Storage::i8>();
+    case Storage::f8_e4m3:
+      return visit.template operator()<Storage::f8_e4m3>();
+    case Storage::f8_e5m2:
+      return visit.template operator()<Storage::f8_e5m2>();
+  }
+}
+
 // Reading floats takes longer than their arithmetic, and vectors of 8 get more of them out of memory than those of 16:
 // on Zen 4 by a tenth, in every layout. Whoever has the longer ones has these too.
 
@@ -457,20 +480,7 @@ void multiply(const RowBlock& keys, const float* query, std::int64_t queries, fl
       multiply_all<storage>(keys, query, queries, products, leading);
     }
   };
-  switch (keys.storage) {
-    case Storage::f32:
-      return with.template operator()<Storage::f32>();
-    case Storage::f16:
-      return with.template operator()<Storage::f16>();
-    case Storage::bf16:
-      return with.template operator()<Storage::bf16>();
-    case Storage::i8:
-      return with.template operator()<Storage::i8>();
-    case Storage::f8_e4m3:
-      return with.template operator()<Storage::f8_e4m3>();
-    case Storage::f8_e5m2:
-      return with.template operator()<Storage::f8_e5m2>();
-  }
+  by_storage(keys.storage, with);
 }
 
 void blend(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries, float* blended) {
@@ -481,20 +491,7 @@ void blend(const RowBlock& values, const float* weights, std::int64_t leading, s
       blend_all<storage>(values, weights, leading, queries, blended);
     }
   };
-  switch (values.storage) {
-    case Storage::f32:
-      return with.template operator()<Storage::f32>();
-    case Storage::f16:
-      return with.template operator()<Storage::f16>();
-    case Storage::bf16:
-      return with.template operator()<Storage::bf16>();
-    case Storage::i8:
-      return with.template operator()<Storage::i8>();
-    case Storage::f8_e4m3:
-      return with.template operator()<Storage::f8_e4m3>();
-    case Storage::f8_e5m2:
-      return with.template operator()<Storage::f8_e5m2>();
-  }
+  by_storage(values.storage, with);
 }
 
 }  // namespace

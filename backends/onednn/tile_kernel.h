@@ -81,20 +81,7 @@ void pack_all(const RowList& rows, const float* scales, std::int64_t first, std:
 
 void pack(const RowList& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels) {
   const auto with = [&]<Storage storage>() { pack_all<storage>(rows, scales, first, panel_rows, panels); };
-  switch (rows.storage) {
-    case Storage::f32:
-      return with.template operator()<Storage::f32>();
-    case Storage::f16:
-      return with.template operator()<Storage::f16>();
-    case Storage::bf16:
-      return with.template operator()<Storage::bf16>();
-    case Storage::i8:
-      return with.template operator()<Storage::i8>();
-    case Storage::f8_e4m3:
-      return with.template operator()<Storage::f8_e4m3>();
-    case Storage::f8_e5m2:
-      return with.template operator()<Storage::f8_e5m2>();
-  }
+  by_storage(rows.storage, with);
 }
 
 void transpose(const float* panels, std::int64_t width, float* to) {
