@@ -45,8 +45,14 @@ ends 0 'SAME' compare a.json a.json
 ends '0|1|3|4' 'cannot be told from' --aa --backend template "${quick[@]}" --filter prefill
 ends 2 'none of attest bench' compare a.json <(echo '{"benchmarks": [{"name": "BM"}]}')
 ends 2 'nothing.json' compare a.json nothing.json
-ends 5 'no number' --backend "$(dirname "$attest")/../lib/attest/attest-bench-noop.so" "${quick[@]}"
-ends 0 'does nothing' overhead
+ends 1 'no number' --backend "$(dirname "$attest")/../lib/attest/attest-bench-noop.so" "${quick[@]}"
+ends '0|1' 'does nothing' overhead
+ends 2 'wanted a number' --list --seconds nan
+ends 2 'wanted a number' compare a.json b.json --threshold nan
+ends 2 '--backend: does nothing for' -b template compare a.json b.json
+ends 2 '--ab: does nothing for' --ab overhead
+ends 2 'is a folder' --backend template "${quick[@]}" --out .
+ends 2 'nothing/x.json' --backend template "${quick[@]}" --out /proc/nothing/x.json
 grep -q '<svg' a.html || { echo 'FAILED: the page has no chart'; failures=$((failures + 1)); }
 
 [ "$failures" -eq 0 ] && echo 'all as wanted'

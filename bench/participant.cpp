@@ -94,7 +94,11 @@ Participant::Timed Participant::step(const Workload& workload, size_t copy) cons
   const Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
-  if (answer.status != ATTEST_OK) timed.wrong = "a step failed: " + printable(answer.message);
+  if (answer.status != ATTEST_OK) {
+    // Some find out only in a step, as about the order of a cache in memory.
+    timed.wrong = fmt::format("{}: {}", answer.status == ATTEST_UNSUPPORTED ? "unsupported" : "a step failed",
+                              printable(answer.message));
+  }
   return timed;
 }
 

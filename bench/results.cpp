@@ -3,7 +3,11 @@
 
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cmath>
+#include <set>
 #include <sstream>
 
 namespace attest::bench {
@@ -54,6 +58,83 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   count("flops", measured.cost.flops);
   count("copies", static_cast<double>(measured.copies));
   return run;
+}
+
+void not_negative(Fields& fields, std::string_view name) {
+  const auto value = fields.required<double>(name);
+  if (!std::isfinite(value) || value < 0) throw Error::at(fields.place(name), "got {}, wanted 0 or more", value);
+}
+
+/// What table and page show of every entry with a number.
+constexpr const char* kFigures[] = {"real_time",
+                                    "p95_us",
+                                    "p99_us",
+                                    "min_us",
+                                    "n",
+                                    "tokens_per_second",
+                                    "bytes",
+                                    "kv_gb_per_second",
+                                    "ceiling_share",
+                                    "ceiling_is_memory",
+                                    "context",
+                                    "flops",
+                                    "gflops"};
+
+/// One entry of "benchmarks", without its counters and rounds.
+Result result_of(Fields& entry) {
+  Result result;
+  result.name = entry.required<std::string>("name");
+  // From the end: a backend's name is not ours.
+  std::string rest = result.name;
+  for (std::string* part : {&result.temperature, &result.shape, &result.set}) {
+    const size_t slash = rest.rfind('/');
+    if (slash == std::string::npos) {
+      throw Error::at(entry.place("name"), "got \"{}\", wanted backend/set/shape/temperature", result.name);
+    }
+    *part = rest.substr(slash + 1);
+    rest.resize(slash);
+  }
+  result.backend = rest;
+  const auto one_of = [&](const std::string& part, const std::vector<std::string>& wanted) {
+    if (std::find(wanted.begin(), wanted.end(), part) != wanted.end()) return;
+    throw Error::at(entry.place("name"), "got \"{}\" in \"{}\", wanted one of: {}", part, result.name,
+                    fmt::join(wanted, ", "));
+  };
+  one_of(result.set, {"decode", "prefill", "mixed", "layer"});
+  one_of(result.temperature, {"cold", "hot"});
+  if (result.backend.empty() || result.shape.empty()) {
+    throw Error::at(entry.place("name"), "got \"{}\", wanted backend/set/shape/temperature", result.name);
+  }
+  entry.choice<int>("time_unit", {"us"});
+  if (entry.optional<bool>("error_occurred", false)) {
+    result.wrong = entry.required<std::string>("error_message");
+    if (result.wrong.empty()) throw Error::at(entry.place("error_message"), "got \"\", wanted a reason");
+    return result;
+  }
+  for (const char* name : kFigures) not_negative(entry, name);
+  return result;
+}
+
+std::vector<std::vector<double>> rounds_of(const Json& rounds, const std::string& place) {
+  const auto filled = [](const Json& value, const std::string& where) {
+    if (!value.is_array()) throw Error::at(where, "got {}, wanted an array", value.type_name());
+    if (value.empty()) throw Error::at(where, "got an empty array");
+  };
+  filled(rounds, place);
+  std::vector<std::vector<double>> list;
+  for (size_t i = 0; i < rounds.size(); ++i) {
+    const std::string where = fmt::format("{}[{}]", place, i);
+    filled(rounds[i], where);
+    auto& samples = list.emplace_back();
+    for (size_t j = 0; j < rounds[i].size(); ++j) {
+      const std::string here = fmt::format("{}[{}]", where, j);
+      samples.push_back(json_to<double>(rounds[i][j], here));
+      if (!std::isfinite(samples.back()) || samples.back() <= 0) {
+        throw Error::at(here, "got {}, wanted more than 0", samples.back());
+      }
+    }
+  }
+  return list;
 }
 
 }  // namespace
@@ -110,49 +191,44 @@ std::vector<double> Result::medians() const {
 
 Results parse_results(std::string_view text, std::string_view place) {
   const Json json = parse_json(text, place);
-  const auto wanted = [&](bool holds, const std::string& what) {
-    if (!holds) throw Error::at(place, "{}", what);
-  };
-  wanted(json.is_object() && json.contains("benchmarks") && json["benchmarks"].is_array(),
-         "has no array \"benchmarks\": not a file of attest bench");
-  Results results;
-  if (json.contains("context") && json["context"].is_object()) {
-    for (const auto& [name, value] : json["context"].items()) {
-      if (value.is_string()) results.context[name] = value.get<std::string>();
-      if (value.is_number()) results.context[name] = value.dump();
-    }
+  if (!json.is_object() || !json.contains("benchmarks")) {
+    throw Error::at(place, "has no array \"benchmarks\": not a file of attest bench");
   }
-  const Json none = Json::object();
-  const Json& own = json.contains("attest") && json["attest"].is_object() ? json["attest"] : none;
-  const Json& rounds = own.contains("rounds") && own["rounds"].is_object() ? own["rounds"] : none;
-  size_t index = 0;
-  for (const Json& entry : json["benchmarks"]) {
-    const std::string where = fmt::format("{}: benchmarks[{}]", place, index++);
-    if (!entry.is_object() || !entry.contains("name")) throw Error::at(where, "has no name");
-    Result result;
-    result.name = json_to<std::string>(entry["name"], where + ".name");
-    // From the end: a backend's name is not ours.
-    std::string rest = result.name;
-    for (std::string* part : {&result.temperature, &result.shape, &result.set}) {
-      const size_t slash = rest.rfind('/');
-      if (slash == std::string::npos) throw Error::at(where, "its name \"{}\" is none of attest bench", result.name);
-      *part = rest.substr(slash + 1);
-      rest.resize(slash);
-    }
-    result.backend = rest;
-    if (entry.value("error_occurred", false)) result.wrong = entry.value("error_message", "an error");
-    for (const auto& [name, value] : entry.items()) {
+  if (!json.contains("attest")) throw Error::at(place, "has no object \"attest\": none of attest bench");
+  Fields file(json, std::string(place) + ": file");
+  const Json& list = file.array("benchmarks");
+  Results results;
+  for (const auto& [name, value] : file.object("context").items()) {
+    if (value.is_string()) results.context[name] = value.get<std::string>();
+    if (value.is_number()) results.context[name] = value.dump();
+  }
+  Fields own(file.object("attest"), fmt::format("{}: attest", place));
+  if (const auto format = own.required<int64_t>("format"); format != 1) {
+    throw Error::at(own.place("format"), "got {}, wanted 1", format);
+  }
+  own.choice<int>("unit", {"us"});
+  const Json& rounds = own.object("rounds");
+  std::set<std::string> names;
+  for (size_t i = 0; i < list.size(); ++i) {
+    Fields entry(list[i], fmt::format("{}: benchmarks[{}]", place, i));
+    Result result = result_of(entry);
+    for (const auto& [name, value] : list[i].items()) {
       if (value.is_number()) result.counters[name] = value.get<double>();
     }
-    if (rounds.contains(result.name)) {
-      try {
-        result.rounds = rounds[result.name].get<std::vector<std::vector<double>>>();
-      } catch (const Json::exception&) {
-        throw Error::at(where, "its rounds are no arrays of numbers");
-      }
+    if (!names.insert(result.name).second) {
+      throw Error::at(entry.place("name"), "got \"{}\" a second time", result.name);
+    }
+    if (const auto found = rounds.find(result.name); found != rounds.end()) {
+      result.rounds = rounds_of(*found, fmt::format("{}[\"{}\"]", own.place("rounds"), result.name));
+    } else if (result.wrong.empty()) {
+      throw Error::at(own.place("rounds"), "\"{}\" is missing", result.name);
     }
     results.list.push_back(std::move(result));
   }
+  for (const auto& [name, value] : rounds.items()) {
+    if (!names.contains(name)) throw Error::at(own.place("rounds"), "\"{}\" is the name of no benchmark", name);
+  }
+  if (list.empty()) throw Error::at(file.place("benchmarks"), "got none, wanted one at least");
   return results;
 }
 

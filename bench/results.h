@@ -33,7 +33,7 @@ struct Result {
   std::string name, backend, set, shape, temperature;
   std::string wrong;                        ///< Why there is no number.
   std::map<std::string, double> counters;   ///< And "real_time".
-  std::vector<std::vector<double>> rounds;  ///< Microseconds; empty in files of others.
+  std::vector<std::vector<double>> rounds;  ///< Microseconds; empty where there is no number.
 
   [[nodiscard]] std::vector<double> medians() const;
 };
@@ -41,7 +41,8 @@ struct Results {
   std::map<std::string, std::string> context;
   std::vector<Result> list;
 };
-/// Throws Error with the place of what is wrong.
+/// Throws Error with the file and the field of what is wrong: a number that nobody measured is worse than none. Fields
+/// that Google Benchmark has besides are let be.
 Results parse_results(std::string_view text, std::string_view place);
 Results read_results(const std::filesystem::path& path);
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/results.h"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
@@ -79,10 +82,92 @@ TEST_CASE("A file that is none of ours is refused with the place") {
     CHECK_THROWS_MATCHES(parse_results(text, "r.json"), Error, MessageMatches(ContainsSubstring(part)));
   };
   refused("{", "r.json");
+  refused("[]", "no array \"benchmarks\"");
   refused("{}", "no array \"benchmarks\"");
-  refused(R"({"benchmarks": [{}]})", "benchmarks[0]: has no name");
   refused(R"({"benchmarks": [{"name": "BM_sort/8"}]})", "none of attest bench");
-  refused(R"({"benchmarks": [{"name": "a/b/c/d"}], "attest": {"rounds": {"a/b/c/d": 3}}})", "no arrays");
+  refused(R"({"benchmarks": [{"name": "BM_sort/8/real_time/threads:2", "real_time": 3, "time_unit": "us"}]})",
+          "none of attest bench");
+}
+
+TEST_CASE("Every broken field of a results file is named") {
+  const std::string good = results_json(invented(), {});
+  const auto refused = [&](const char* pointer, const Json& value, const std::string& part) {
+    Json json = Json::parse(good);
+    json[Json::json_pointer(pointer)] = value;
+    INFO(pointer << " = " << value);
+    CHECK_THROWS_MATCHES(parse_results(json.dump(), "r.json"), Error, MessageMatches(ContainsSubstring(part)));
+  };
+  const auto refused_without = [&](const char* object, const char* field, const std::string& part) {
+    Json json = Json::parse(good);
+    json[Json::json_pointer(object)].erase(field);
+    INFO(object << " without " << field);
+    CHECK_THROWS_MATCHES(parse_results(json.dump(), "r.json"), Error, MessageMatches(ContainsSubstring(part)));
+  };
+  const std::string missing = "is missing";
+  refused_without("", "attest", "r.json: has no object \"attest\"");
+  refused_without("", "context", missing);
+  refused("/attest", 3, "r.json: file.attest: got 3, wanted an object");
+  refused("/attest/format", 7, "r.json: attest.format: got 7, wanted 1");
+  refused("/attest/format", "1", "r.json: attest.format: got \"1\", wanted an integer");
+  refused("/attest/unit", "ns", "r.json: attest.unit: got \"ns\", wanted one of: us");
+  refused_without("/attest", "rounds", missing);
+  refused("/benchmarks", 3, "r.json: file.benchmarks: got 3, wanted an array");
+  refused("/benchmarks/0", 3, "r.json: benchmarks[0]: got 3, wanted an object");
+  refused_without("/benchmarks/0", "name", missing);
+  refused("/benchmarks/0/name", 3, "r.json: benchmarks[0].name: got 3, wanted a string");
+  refused("/benchmarks/0/name", "BM_sort/8", "wanted backend/set/shape/temperature");
+  refused("/benchmarks/0/name", "a/b/c/cold", "benchmarks[0].name: got \"b\" in \"a/b/c/cold\", wanted one of: decode");
+  refused("/benchmarks/0/name", "a/decode/c/d", "got \"d\" in \"a/decode/c/d\", wanted one of: cold, hot");
+  refused("/benchmarks/0/name", "/decode/c/hot", "wanted backend/set/shape/temperature");
+  refused("/benchmarks/1/name", "mine/decode/b1_h32-32_d128_c512_f32/cold",
+          "benchmarks[1].name: got \"mine/decode/b1_h32-32_d128_c512_f32/cold\" a second time");
+  refused("/benchmarks/0/time_unit", "ns", "r.json: benchmarks[0].time_unit: got \"ns\", wanted one of: us");
+  refused_without("/benchmarks/0", "time_unit", missing);
+  refused("/benchmarks/0/error_occurred", "yes", "benchmarks[0].error_occurred: got \"yes\", wanted true or false");
+  refused("/benchmarks/3/error_message", 5, "r.json: benchmarks[3].error_message: got 5, wanted a string");
+  refused("/benchmarks/3/error_message", "", "r.json: benchmarks[3].error_message: got \"\", wanted a reason");
+  refused_without("/benchmarks/3", "error_message", missing);
+  refused_without("/benchmarks/0", "real_time", "r.json: benchmarks[0]: the field \"real_time\" is missing");
+  refused("/benchmarks/0/real_time", "3", "r.json: benchmarks[0].real_time: got \"3\", wanted a number");
+  refused("/benchmarks/0/real_time", -1, "r.json: benchmarks[0].real_time: got -1, wanted 0 or more");
+  refused("/benchmarks/0/real_time", nullptr, "r.json: benchmarks[0].real_time: got null");
+  refused_without("/benchmarks/0", "ceiling_share", missing);
+  const std::string rounds = "r.json: attest.rounds[\"mine/decode/b1_h32-32_d128_c512_f32/cold\"]";
+  const Json::json_pointer first = Json::json_pointer("/attest/rounds") / "mine/decode/b1_h32-32_d128_c512_f32/cold";
+  refused(first.to_string().c_str(), 3, rounds + ": got number, wanted an array");
+  refused(first.to_string().c_str(), Json::array(), rounds + ": got an empty array");
+  refused((first / 1).to_string().c_str(), 3, rounds + "[1]: got number, wanted an array");
+  refused((first / 1).to_string().c_str(), Json::array(), rounds + "[1]: got an empty array");
+  refused((first / 1 / 2).to_string().c_str(), -2, rounds + "[1][2]: got -2, wanted more than 0");
+  refused((first / 1 / 2).to_string().c_str(), 0, rounds + "[1][2]: got 0, wanted more than 0");
+  refused((first / 1 / 2).to_string().c_str(), "2", rounds + "[1][2]: got \"2\", wanted a number");
+  refused_without("/attest/rounds", "mine/decode/b1_h32-32_d128_c512_f32/cold", missing);
+  refused("/attest/rounds/other", Json::parse("[[1]]"), "attest.rounds: \"other\" is the name of no benchmark");
+  Json none = Json::parse(good);
+  none["benchmarks"] = Json::array();
+  none["attest"]["rounds"] = Json::object();
+  CHECK_THROWS_MATCHES(parse_results(none.dump(), "r.json"), Error,
+                       MessageMatches(ContainsSubstring("benchmarks: got none, wanted one at least")));
+}
+
+TEST_CASE("What Google Benchmark says besides is let be") {
+  Json json = Json::parse(results_json(invented(), {}));
+  json["context"]["library_version"] = "v9";
+  json["context"]["load_avg"] = nullptr;
+  json["benchmarks"][0]["label"] = "a label";
+  json["benchmarks"][3].erase("real_time");  // without a number there is no time to check
+  json["benchmarks"][1]["error_occurred"] = false;
+  CHECK(parse_results(json.dump(), "r.json").list.size() == 4);
+}
+
+TEST_CASE("Results that cannot be written leave nothing behind") {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / fmt::format("attest-results-{}", ::getpid());
+  std::filesystem::create_directories(folder / "r.json");
+  CHECK_THROWS_MATCHES(write_file(folder / "r.json", "{}"), Error,
+                       MessageMatches(ContainsSubstring((folder / "r.json").string() + ": cannot be written: ")));
+  CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 1);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("Two runs compare series by series, and what is missing is NOT_MEASURED") {

@@ -29,6 +29,7 @@ constexpr int64_t kMixedChunk = 256;
 
 std::string name_of(const Plain& p) {
   std::string name = fmt::format("b{}_h{}-{}_d{}", p.batch, p.query_heads, p.kv_heads, p.head_dim);
+  if (p.d_model > 0) name += fmt::format("_model{}", p.d_model);
   if (p.chunk > 0) name += fmt::format("_chunk{}", p.chunk);
   name += fmt::format("_c{}_{}", p.context, info(p.dtype).name);
   if (p.int8) name += "_kv8";
@@ -230,8 +231,9 @@ std::vector<Shape> shapes_from_json(std::string_view text, std::string_view plac
                       p.query_heads);
     }
     p.head_dim = between(fields, "head_dim", 128, 1, 1024);
-    p.chunk = between(fields, "chunk", p.set == "mixed" ? kMixedChunk : 0, 0, 1 << 20);
-    if (p.chunk > 0 && p.set != "prefill" && p.set != "mixed") {
+    const bool mixed = p.set == "mixed", own_chunk = fields.has("chunk");
+    p.chunk = between(fields, "chunk", mixed ? kMixedChunk : 0, mixed ? 1 : 0, 1 << 20);
+    if (p.chunk > 0 && p.set != "prefill" && !mixed) {
       throw Error::at(fields.place("chunk"), "got {} in a {} shape, whose steps have one token", p.chunk, p.set);
     }
     static const std::vector<std::string> kTypes{"f32", "f16", "bf16"};
@@ -252,6 +254,11 @@ std::vector<Shape> shapes_from_json(std::string_view text, std::string_view plac
     fields.finish();
     for (const int64_t context : contexts) {
       p.context = context;
+      if (own_chunk && p.chunk > context) {
+        throw Error::at(fields.place("chunk"), "got {}, wanted 1 to {}, the context", p.chunk, context);
+      }
+      // A name that says more than there is would be a second one of the same shape.
+      if (mixed && !own_chunk) p.chunk = std::min(kMixedChunk, context);
       Shape shape = make(p);
       if (!names.insert(shape.set + "/" + shape.name).second) {
         throw Error::at(fields.place(), "{} is there already", shape.name);

@@ -82,6 +82,18 @@ TEST_CASE("A list of contexts is a shape each") {
   CHECK(shapes[1].name == "b1_h32-32_d128_c128_f32");
 }
 
+TEST_CASE("What a layer is as wide as, and how long a mixed batch's chunk is, stand in the name") {
+  const auto layers = parsed(R"({"set": "layer", "context": 64}, {"set": "layer", "context": 64, "d_model": 512})");
+  REQUIRE(layers.size() == 2);
+  CHECK(layers[0].name == "b1_h32-32_d128_model4096_c64_f32");
+  CHECK(layers[1].name == "b1_h32-32_d128_model512_c64_f32");
+  const auto mixed = parsed(R"({"set": "mixed", "batch": 2, "context": [64, 512]})");
+  CHECK(mixed[0].name == "b2_h32-32_d128_chunk64_c64_f32");
+  CHECK(mixed[0].queries == std::vector<int64_t>{64, 1});
+  CHECK(mixed[1].name == "b2_h32-32_d128_chunk256_c512_f32");
+  CHECK(parsed(R"({"set": "prefill", "context": 64, "chunk": 64})").front().queries == std::vector<int64_t>{64});
+}
+
 TEST_CASE("Heads may come first in a cache's memory") {
   const Shape shape = parsed(R"({"set": "decode", "context": 64, "order": "heads"})").front();
   CHECK(shape.heads_first);
@@ -100,6 +112,11 @@ TEST_CASE("A broken shapes file says where") {
   refused(R"({"set": "decode", "context": 64, "query_heads": 6, "kv_heads": 4})", "wanted a divisor");
   refused(R"({"set": "decode", "context": 64, "dtype": "f8"})", "dtype");
   refused(R"({"set": "decode", "context": 64, "chunk": 8})", "one token");
+  refused(R"({"set": "prefill", "context": 64, "chunk": 65})", "shapes[0].chunk: got 65, wanted 1 to 64");
+  refused(R"({"set": "prefill", "context": [64, 32], "chunk": 64})", "shapes[0].chunk: got 64, wanted 1 to 32");
+  refused(R"({"set": "prefill", "context": 64, "chunk": -1})", "shapes[0].chunk: got -1");
+  refused(R"({"set": "mixed", "context": 64, "chunk": 65})", "shapes[0].chunk: got 65, wanted 1 to 64");
+  refused(R"({"set": "mixed", "context": 64, "chunk": 0})", "shapes[0].chunk: got 0, wanted 1 to");
   refused(R"({"set": "layer", "context": 64, "dtype": "f16"})", "f32 only");
   refused(R"({"set": "decode", "context": 64}, {"set": "decode", "context": 64})", "there already");
   CHECK_THROWS_MATCHES(find_shapes("model:gpt2"), Error, MessageMatches(ContainsSubstring("model:llama3-8b")));

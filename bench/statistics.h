@@ -40,13 +40,15 @@ inline constexpr size_t kLeastPairs = 6;
 struct Comparison {
   Verdict verdict = Verdict::not_measured;
   double change = 0;         ///< Median of ln(candidate / baseline): above 0 the candidate takes longer.
-  double low = 0, high = 0;  ///< Bootstrap interval of `change`.
+  double low = 0, high = 0;  ///< Interval of `change`.
   int64_t pairs = 0;
 };
 
 /// Pairs candidate[i] with baseline[i], which were taken one beside the other. `threshold`: the smallest difference
 /// that counts, as a share (0.02). `confidence` of the interval: of m comparisons 1 - 0.05 / m each, so that the
-/// whole run has a false alarm once in twenty. The same samples give the same answer: the bootstrap has a fixed seed.
+/// whole run has a false alarm once in twenty. n pairs give no interval of more than 1 - 2 * 0.5^n: where that is less
+/// than `confidence` the verdict is ambiguous. The interval is the bootstrap's, and never narrower than that of order
+/// statistics. The same samples give the same answer: the bootstrap has a fixed seed.
 Comparison compare(const std::vector<double>& baseline, const std::vector<double>& candidate, double threshold,
                    double confidence);
 

@@ -104,6 +104,25 @@ TEST_CASE("A/A comparisons alarm as rarely as their confidence says") {
   CHECK(alarms <= 20);  // 5 % are expected; the seeds are fixed, so this never flickers
 }
 
+TEST_CASE("Pairs that cannot give the confidence that is asked for are AMBIGUOUS, however clear they look") {
+  const Pairs few = noisy(kLeastPairs, 2, 0.001);
+  CHECK(compare(few.baseline, few.candidate, 0.02, 0.95).verdict == Verdict::slower);
+  CHECK(compare(few.baseline, few.candidate, 0.02, 0.97).verdict == Verdict::ambiguous);
+  const Pairs same = noisy(10, 1, 0.001);
+  CHECK(compare(same.baseline, same.candidate, 0.02, 0.998).verdict == Verdict::same);
+  CHECK(compare(same.baseline, same.candidate, 0.02, 0.999).verdict == Verdict::ambiguous);
+}
+
+TEST_CASE("Two runs of 50 series without a difference have no false verdict") {
+  int alarms = 0;
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    const Pairs same = noisy(11, 1, 0.2, seed);  // as few as this confidence allows
+    const Verdict verdict = compare(same.baseline, same.candidate, 0.0001, 1 - 0.05 / 50).verdict;
+    alarms += verdict == Verdict::faster || verdict == Verdict::slower ? 1 : 0;
+  }
+  CHECK(alarms == 0);
+}
+
 TEST_CASE("The worst verdict of many, and the exit codes") {
   CHECK(worst({Verdict::same, Verdict::faster}) == Verdict::faster);
   CHECK(worst({Verdict::faster, Verdict::ambiguous, Verdict::not_measured}) == Verdict::not_measured);

@@ -5,10 +5,12 @@
     summary.py --out bench/results/NAME [--note "a line"]... run.json...
 
 Writes results.json, in which each round has its median only (all that `attest bench compare` uses), and README.md, in
-which each backend's median stands beside the others' and beside the ceiling.
+which each backend's median stands beside the others' and beside the ceiling. Exit code 2: a file is broken, and the
+line on stderr says which.
 """
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -23,6 +25,73 @@ FACTS = [  # of the context, and what a reader calls them
 ]
 
 
+def wanted(holds, what):
+    if not holds:
+        raise ValueError(what)
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def checked_entry(entry, place):
+    wanted(isinstance(entry, dict), f"{place}: wanted an object")
+    name = entry.get("name")
+    wanted(isinstance(name, str), f"{place}.name: got {name!r}, wanted a string")
+    parts = name.rsplit("/", 3)
+    wanted(len(parts) == 4 and all(parts), f"{place}.name: got {name!r}, wanted backend/set/shape/temperature")
+    failed = entry.get("error_occurred", False)
+    wanted(isinstance(failed, bool), f"{place}.error_occurred: got {failed!r}, wanted true or false")
+    if failed:
+        reason = entry.get("error_message")
+        wanted(isinstance(reason, str) and reason, f"{place}.error_message: got {reason!r}, wanted a reason")
+        return
+    wanted(entry.get("time_unit") == "us", f"{place}.time_unit: got {entry.get('time_unit')!r}, wanted 'us'")
+    for field in ("real_time", "ceiling_us", "ceiling_share"):
+        value = entry.get(field)
+        wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
+
+
+def checked_rounds(rounds, place):
+    wanted(isinstance(rounds, list) and rounds, f"{place}: wanted an array that is not empty")
+    for index, samples in enumerate(rounds):
+        good = isinstance(samples, list) and samples and all(is_number(value) and value > 0 for value in samples)
+        wanted(good, f"{place}[{index}]: wanted an array of numbers above 0 that is not empty")
+
+
+def checked(run):
+    """The same, or a ValueError that names the field."""
+    wanted(isinstance(run, dict), "wanted an object: no results of attest bench")
+    for field, kind in (("context", dict), ("benchmarks", list), ("attest", dict)):
+        wanted(isinstance(run.get(field), kind), f"{field}: missing or of another type: no results of attest bench")
+    own = run["attest"]
+    wanted(own.get("format") == 1 and own.get("unit") == "us", "attest: wanted format 1 and unit us")
+    wanted(isinstance(own.get("rounds"), dict), "attest.rounds: wanted an object")
+    wanted(run["benchmarks"], "benchmarks: got none, wanted one at least")
+    names = set()
+    for index, entry in enumerate(run["benchmarks"]):
+        place = f"benchmarks[{index}]"
+        checked_entry(entry, place)
+        name = entry["name"]
+        wanted(name not in names, f"{place}.name: got {name!r} a second time")
+        names.add(name)
+        if name in own["rounds"] or not entry.get("error_occurred"):
+            checked_rounds(own["rounds"].get(name), f"attest.rounds[{name!r}]")
+    return run
+
+
+def constant(text):  # of those that Python reads beyond JSON
+    raise ValueError(f"got {text}, wanted a number")
+
+
+def read(path):
+    try:
+        return checked(json.loads(path.read_text(encoding="utf-8"), parse_constant=constant))
+    except (OSError, ValueError, RecursionError) as broken:
+        reason = broken.strerror if isinstance(broken, OSError) and broken.strerror else broken
+        raise ValueError(f"{path}: {reason}") from broken
+
+
 def merged(runs):
     """One run's JSON: the first run's context, every run's entries."""
     whole = {"context": runs[0]["context"], "benchmarks": [], "attest": {"format": 1, "unit": "us", "rounds": {}}}
@@ -34,7 +103,8 @@ def merged(runs):
             whole["benchmarks"].append(entry)
             rounds = run["attest"]["rounds"].get(entry["name"])
             if rounds is not None:
-                medians = [[round(statistics.median(samples), 3)] for samples in rounds]
+                medians = [statistics.median(samples) for samples in rounds]
+                medians = [[round(middle, 3) or middle] for middle in medians]  # no time is 0
                 whole["attest"]["rounds"][entry["name"]] = medians
     whole["context"]["steal_ticks_after"] = runs[-1]["context"].get("steal_ticks_after", "unknown")
     return whole
@@ -42,6 +112,10 @@ def merged(runs):
 
 def digits(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cell(text):
+    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def tables(whole):
@@ -54,25 +128,25 @@ def tables(whole):
         sets.setdefault(kind, {}).setdefault((shape, temperature), {})[backend] = entry
     lines = []
     for kind, rows in sets.items():
-        lines += [f"## {kind}", "", "|shape| |ceiling, µs|" + "|".join(backends) + "|",
+        lines += [f"## {kind}", "", "|shape| |ceiling, µs|" + "|".join(map(cell, backends)) + "|",
                   "|-|-|-:|" + "-:|" * len(backends)]
         for (shape, temperature), cells in rows.items():
             good = {b: e for b, e in cells.items() if not e.get("error_occurred")}
             fastest = min(good, key=lambda b: good[b]["real_time"], default=None)
             ceiling = digits(good[fastest]["ceiling_us"]) if good else ""
-            line = f"|{shape}|{temperature}|{ceiling}|"
+            line = f"|{cell(shape)}|{temperature}|{ceiling}|"
             for backend in backends:
                 entry = cells.get(backend)
                 if entry is None:
                     text = ""
                 elif entry.get("error_occurred"):
-                    reason = f"{backend}: {entry['error_message']}"
+                    reason = " ".join(f"{backend}: {entry['error_message']}".split())
                     text = f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
                 else:
                     text = f"{digits(entry['real_time'])} · {100 * entry['ceiling_share']:.0f} %"
                     if backend == fastest and len(backends) > 1:
                         text = f"**{text}**"
-                line += text.replace("|", "\\|") + "|"
+                line += cell(text) + "|"
             lines.append(line)
         lines.append("")
     if reasons:
@@ -81,7 +155,7 @@ def tables(whole):
     return lines
 
 
-def page(name, whole, notes):
+def page(name, whole, notes, certified):
     context = whole["context"]
     lines = [
         f"# Bench: {name}",
@@ -93,8 +167,11 @@ def page(name, whole, notes):
         "|||",
         "|-|-|",
     ]
-    lines += [f"|{title}|{context[fact]}|" for fact, title in FACTS if fact in context]
-    lines += [f"|{fact.removeprefix('backend ')}|{context[fact]}|" for fact in sorted(context) if fact.startswith("backend ")]
+    lines += [f"|{title}|{cell(context[fact])}|" for fact, title in FACTS if fact in context]
+    backends = [fact for fact in sorted(context) if fact.startswith("backend ")]
+    lines += [f"|{cell(fact.removeprefix('backend '))}|{cell(context[fact])}|" for fact in backends]
+    if not certified:
+        lines += ["", "These binaries were not certified: the figures are an experiment's."]
     lines += ["", *tables(whole)]
     if notes:
         lines += ["## The same binaries, certified afterwards", ""] + [f"- {note}" for note in notes]
@@ -105,17 +182,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder; its name is the machine's")
     parser.add_argument("--note", action="append", default=[], help="a line about the binaries (repeat)")
+    parser.add_argument("--not-certified", action="store_true", help="say so in README.md")
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="files of attest bench --out")
     arguments = parser.parse_args()
     try:
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.runs]
-        whole = merged(runs)
-    except (OSError, ValueError, KeyError, TypeError) as broken:
-        sys.exit(f"summary.py: no results of attest bench: {broken!r}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = page(arguments.out.resolve().name, whole, arguments.note)
-    (arguments.out / "README.md").write_text(text, encoding="utf-8")
+        whole = merged([read(path) for path in arguments.runs])
+        text = page(arguments.out.resolve().name, whole, arguments.note, not arguments.not_certified)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        results = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+        (arguments.out / "results.json").write_text(results, encoding="utf-8")
+        (arguments.out / "README.md").write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as broken:
+        print(f"summary.py: {broken}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,17 @@ void write_file(const std::filesystem::path& path, std::string_view bytes) {
   std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   out.close();
-  if (!out) throw Error::at(path.string(), "cannot be written: {}", std::strerror(errno));
-  std::filesystem::rename(temporary, path);
+  std::error_code failed;
+  if (!out) {
+    failed.assign(errno != 0 ? errno : EIO, std::generic_category());
+  } else {
+    std::filesystem::rename(temporary, path, failed);
+  }
+  if (failed) {
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    throw Error::at(path.string(), "cannot be written: {}", failed.message());
+  }
 }
 
 Json parse_json(std::string_view text, std::string_view place) {

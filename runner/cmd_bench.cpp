@@ -5,6 +5,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <fstream>
 #include <memory>
 
@@ -13,6 +15,8 @@
 #include "bench/page.h"
 #include "bench/results.h"
 #include "bench/table.h"
+#include "bench/watch.h"
+#include "cases/error.h"
 #include "runner/command.h"
 #include "runner/machine.h"
 #include "runner/places.h"
@@ -96,28 +100,93 @@ std::vector<Shape> shapes_of(const Arguments& arguments) {
   return shapes;
 }
 
-/// Measures and writes; answers what was written, read back as any reader will.
-Results measure_all(const Arguments& arguments, const std::vector<std::string>& given, const fs::path& out) {
+/// What stops a measurement between two rounds.
+struct Stopped {};
+
+/// Exit code of a run that SIGINT or SIGTERM stopped.
+constexpr int kStopped = 130;
+
+/// An hour of measuring is lost where its results cannot be written: known before. Throws Error.
+void try_place(const fs::path& out) {
+  if (fs::is_directory(out)) throw Error::at("--out", "{} is a folder, wanted a file", out.string());
+  const fs::path trial = out.string() + ".try";
+  try {
+    write_file(trial, "");
+  } catch (const std::runtime_error& error) {
+    throw Error::at("--out", "{} cannot be written: {}", out.string(), error.what());
+  }
+  std::error_code ignored;
+  fs::remove(trial, ignored);
+}
+
+/// Seconds that may pass between two words of measure(): a backend's begin or a round. Beyond any that is well.
+double patience(const Settings& settings, size_t backends) {
+  const auto turns = static_cast<double>(2 * backends + 3);  // cold and hot, and the ceilings
+  const double round = turns * (2 * settings.step_limit + 2 * settings.seconds / static_cast<double>(settings.rounds));
+  return std::max({60.0, 10 * settings.step_limit, round}) + settings.seconds;
+}
+
+struct Run {
+  Results results;        ///< What was written, read back as any reader will.
+  bool stopped = false;   ///< By a signal: the shape that it met and those behind it are missing.
+  std::string unwritten;  ///< Why --out lacks the last shapes.
+};
+
+Run measure_all(const Arguments& arguments, const std::vector<std::string>& given, const fs::path& out) {
   const std::vector<Shape> shapes = shapes_of(arguments);
+  if (!out.empty()) try_place(out);
   const Cores cores;
+  Watch watch(patience(arguments.settings, given.size()));
+  watch.now("the opening of backends");
   bind_openmp();
   auto backends = open_all(given, cores);
+  watch.idle();
+  std::string labels;
+  for (const auto& backend : backends) labels += (labels.empty() ? "" : ", ") + backend->label();
   Team team(cores);
   auto facts = facts_of(backends, arguments.settings, cores);
   Teller teller;
   std::vector<Measured> measured;
   std::string text;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    teller.shape(fmt::format("[{}/{}] {}/{}", i + 1, shapes.size(), shapes[i].set, shapes[i].name));
-    measured.push_back(measure(shapes[i], backends, cores, team, arguments.settings,
-                               [&](const std::string& what) { teller.detail(what); }));
+  Run run;
+  for (size_t i = 0; i < shapes.size() && !Watch::stopped(); ++i) {
+    const std::string name = fmt::format("{}/{}", shapes[i].set, shapes[i].name);
+    teller.shape(fmt::format("[{}/{}] {}", i + 1, shapes.size(), name));
+    try {
+      measured.push_back(measure(shapes[i], backends, cores, team, arguments.settings, [&](const std::string& what) {
+        if (Watch::stopped()) throw Stopped{};
+        watch.now(fmt::format("{}, {} (of {})", name, what, labels));
+        teller.detail(what);
+      }));
+    } catch (const Stopped&) {
+      break;
+    }
+    watch.idle();
     facts["steal_ticks_after"] = stolen();
     text = results_json(measured, facts);
     // After each shape: who stops a long run keeps what it has.
-    if (!out.empty()) write_file(out, text);
+    if (out.empty()) continue;
+    try {
+      write_file(out, text);
+      Watch::kept(out);
+      run.unwritten.clear();
+    } catch (const std::runtime_error& error) {
+      run.unwritten = error.what();
+    }
   }
+  watch.idle();
   teller.done();
-  return parse_results(text, "results");
+  run.stopped = Watch::stopped();
+  if (!text.empty()) run.results = parse_results(text, "results");
+  return run;
+}
+
+/// Whether a reason for no number says that the backend is at fault, and not only that it was not measured.
+bool at_fault(const std::string& wrong) {
+  static constexpr std::array<std::string_view, 4> kInnocent{"unsupported", "a cache takes",
+                                                             "there is not enough memory", "one step takes"};
+  return !wrong.empty() && std::none_of(kInnocent.begin(), kInnocent.end(),
+                                        [&](std::string_view start) { return wrong.starts_with(start); });
 }
 
 int run_bench(const Arguments& given) {
@@ -137,12 +206,22 @@ int run_bench(const Arguments& given) {
     backends.push_back(backends.front());
   }
   if (arguments.ab && backends.size() != 2) throw Error::at("--ab", "got {} backends, wanted two", backends.size());
-  const Results results = measure_all(arguments, backends, arguments.out);
-  fmt::print("{}", results_table(results));
-  if (!arguments.out.empty()) fmt::print("\nwritten: {}\n", arguments.out.string());
-  const bool any =
-      std::any_of(results.list.begin(), results.list.end(), [](const Result& r) { return r.wrong.empty(); });
-  if (!arguments.aa && !arguments.ab) return any ? exit_ok : exit_code(Verdict::not_measured);
+  const Run run = measure_all(arguments, backends, arguments.out);
+  const Results& results = run.results;
+  if (!results.list.empty()) {
+    fmt::print("{}", results_table(results));
+    if (!arguments.out.empty() && run.unwritten.empty()) fmt::print("\nwritten: {}\n", arguments.out.string());
+  }
+  if (!run.unwritten.empty()) throw Error(run.unwritten);
+  if (run.stopped) {
+    std::fprintf(stderr, "attest bench: stopped; shapes are missing\n");
+    return kStopped;
+  }
+  if (!arguments.aa && !arguments.ab) {
+    const auto of = [&](auto&& is) { return std::any_of(results.list.begin(), results.list.end(), is); };
+    if (of([](const Result& r) { return at_fault(r.wrong); })) return exit_red;
+    return of([](const Result& r) { return r.wrong.empty(); }) ? exit_ok : exit_code(Verdict::not_measured);
+  }
 
   // Both sides were measured in the same rounds: the labels tell them apart.
   std::vector<std::string> labels;
@@ -178,6 +257,9 @@ int run_report(const Arguments& arguments) {
   return exit_ok;
 }
 
+/// Microseconds that the harness may add to a step.
+constexpr double kMostOverhead = 1;
+
 int run_overhead() {
   const fs::path noop = executable_directory() / "../lib/attest/attest-bench-noop.so";
   const Cores cores;
@@ -188,12 +270,39 @@ int run_overhead() {
   settings.validate = false;
   const Shape shape = shapes_from_json(R"({"shapes": [{"set": "decode", "context": 512}]})", "overhead").front();
   const Measured measured = measure(shape, backends, cores, team, settings, [](const std::string&) {});
+  double most = 0;
   for (const Series& series : measured.series) {
     const Summary step = summarise(series.samples());
+    if (!series.wrong.empty()) throw Error::at("overhead", "{}: {}", name(series.temperature), series.wrong);
+    if (step.n == 0) throw Error::at("overhead", "{}: nothing was measured", name(series.temperature));
+    most = std::max(most, step.median);
     fmt::print("{:<4} a step that does nothing takes {:.3f} us (p99 {:.3f}, n {}): {:.2f} % of a step of 100 us\n",
                name(series.temperature), step.median, step.p99, step.n, step.median);
   }
-  return exit_ok;
+  if (measured.series.empty()) throw Error::at("overhead", "nothing was measured");
+  if (most <= kMostOverhead) return exit_ok;
+  fmt::print("too much: {:.3f} us; a step may cost at most {:g} us, 1 % of 100 us\n", most, kMostOverhead);
+  return exit_red;
+}
+
+/// CLI::Range lets NaN pass.
+CLI::Validator within(double least, double most) {
+  return {[least, most](std::string& text) -> std::string {
+            double value = 0;
+            if (CLI::detail::lexical_cast(text, value) && value >= least && value <= most) return {};
+            return fmt::format("got {}, wanted a number from {:g} to {:g}", text, least, most);
+          },
+          fmt::format("FLOAT in [{:g} - {:g}]", least, most)};
+}
+
+/// Options of `bench` itself before a subcommand that does not have them would do nothing. Throws Error.
+void refuse_others(const CLI::App& bench, const CLI::App& subcommand) {
+  for (const CLI::Option* option : bench.get_options()) {
+    if (option->count() == 0) continue;
+    const std::string name = option->get_name();
+    if (subcommand.get_option_no_throw(name) != nullptr) continue;
+    throw Error::at(name, "does nothing for `attest bench {}`", subcommand.get_name());
+  }
 }
 
 }  // namespace
@@ -209,7 +318,11 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
       "  attest bench report results.json          an HTML page\n"
       "  attest bench compare A.json B.json        verdicts\n"
       "\n"
-      "Exit codes of compare, --ab and --aa: 0 SAME, 1 SLOWER, 3 FASTER, 4 AMBIGUOUS, 5 NOT_MEASURED; 2 bad usage.");
+      "Exit codes: 0 measured, 1 a backend was wrong or failed, 5 nothing was measured, 130 stopped by a signal;\n"
+      "of compare, --ab and --aa: 0 SAME, 1 SLOWER, 3 FASTER, 4 AMBIGUOUS, 5 NOT_MEASURED.\n"
+      "Always 2: bad usage, or results that cannot be written. A backend that crashes ends all by its signal; one "
+      "that\n"
+      "calls exit() or hangs, with 1.");
   command->require_subcommand(0, 1);
   Settings& settings = arguments->settings;
   command
@@ -221,20 +334,20 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
   command->add_option("--filter", arguments->filter, "Only shapes with this in their name");
   command->add_option("--out,-o", arguments->out, "Write the results there, as Google Benchmark's JSON");
   command->add_option("--seconds", settings.seconds, "For each backend, shape and temperature")
-      ->check(CLI::Range(0.001, 3600.0))
+      ->check(within(0.001, 3600))
       ->capture_default_str();
   command->add_option("--rounds", settings.rounds, "In which backends take turns")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_option("--step-limit", settings.step_limit, "Seconds; a shape whose step takes longer is not measured")
-      ->check(CLI::Range(0.001, 86400.0))
+      ->check(within(0.001, 86400))
       ->capture_default_str();
   command
       ->add_option("--memory", arguments->memory_gib, "GiB for the copies of a cache (default: half of what is free)")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(within(0, 1e6));
   command->add_option("--seed", settings.seed, "Of the order")->capture_default_str();
   command->add_option("--threshold", arguments->threshold, "The smallest difference that counts, as a share")
-      ->check(CLI::Range(0.0001, 10.0))
+      ->check(within(0.0001, 10))
       ->capture_default_str();
   CLI::Option* ab = command->add_flag("--ab", arguments->ab, "Compare two backends, the first as the baseline");
   command->add_flag("--aa", arguments->aa, "Compare a backend with itself: what can be told apart here")->excludes(ab);
@@ -246,7 +359,10 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
   CLI::App* report = command->add_subcommand("report", "Write an HTML page of results");
   report->add_option("results", arguments->file, "A file of attest bench --out")->required()->check(CLI::ExistingFile);
   report->add_option("--out,-o", arguments->out, "Where to (default: beside it, .html)");
-  report->callback([arguments, &exit_code] { exit_code = run_report(*arguments); });
+  report->callback([arguments, command, report, &exit_code] {
+    refuse_others(*command, *report);
+    exit_code = run_report(*arguments);
+  });
 
   CLI::App* compare = command->add_subcommand("compare", "Compare two runs, round by round");
   compare->add_option("baseline", arguments->file, "A file of attest bench --out")
@@ -254,12 +370,19 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
       ->check(CLI::ExistingFile);
   compare->add_option("candidate", arguments->other, "Another")->required()->check(CLI::ExistingFile);
   compare->add_option("--threshold", arguments->threshold, "The smallest difference that counts, as a share")
-      ->check(CLI::Range(0.0001, 10.0))
+      ->check(within(0.0001, 10))
       ->capture_default_str();
-  compare->callback([arguments, &exit_code] { exit_code = run_compare(*arguments); });
+  compare->callback([arguments, command, compare, &exit_code] {
+    refuse_others(*command, *compare);
+    exit_code = run_compare(*arguments);
+  });
 
-  CLI::App* overhead = command->add_subcommand("overhead", "What the harness itself adds to a step");
-  overhead->callback([&exit_code] { exit_code = run_overhead(); });
+  CLI::App* overhead =
+      command->add_subcommand("overhead", "What the harness itself adds to a step; 1 if that is more than 1 us");
+  overhead->callback([command, overhead, &exit_code] {
+    refuse_others(*command, *overhead);
+    exit_code = run_overhead();
+  });
 }
 
 }  // namespace attest

@@ -55,7 +55,7 @@ def compact(name, given):
     expected = 1
     for extent, stride in zip(reversed(shape), reversed(strides)):
         if extent > 1 and stride != expected:
-            raise ValueError(f"{name}: GroupQueryAttention wants {list(shape)} as its order in memory")
+            raise NotImplementedError(f"{name}: GroupQueryAttention wants {list(shape)} as its order in memory")
         expected *= extent
     return np.frombuffer(memory, np.uint8).ctypes.data
 
@@ -80,10 +80,11 @@ class Plan:
     def bind(self, step):
         problem, queries = self.problem, step.queries[0]
         if step.key is None or set(step.queries) != {queries} or step.queries != step.keys or queries == 0:
-            raise ValueError("query_lengths: GroupQueryAttention wants as many keys as queries, the same for all sequences")
+            raise NotImplementedError("query_lengths: GroupQueryAttention wants as many keys as queries, "
+                                      "the same for all sequences")
         past = set(step.past)
         if queries > 1 and len(past) > 1:
-            raise ValueError("cache.lengths: GroupQueryAttention wants the same for all sequences of a chunk")
+            raise NotImplementedError("cache.lengths: GroupQueryAttention wants the same for all sequences of a chunk")
         kind = {"f32": np.float32, "f16": np.float16}[problem.dtype]
         binding = self.session.io_binding()
         kept = [step]  # what the addresses lie in

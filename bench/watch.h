@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stands by while backends run in this process: one that crashes, leaves or hangs must not take the run with it
+// without a word.
+#pragma once
+
+#include <condition_variable>
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace attest::bench {
+
+/// One at a time. While it lives:
+/// - a fatal signal says what was running, and then does what it would have done;
+/// - exit() between now() and idle() says so and ends with 1 (_exit() cannot be caught);
+/// - what takes longer than `limit` seconds after now() ends the process, with a message and 1;
+/// - SIGINT and SIGTERM set stopped(); the second of them ends at once.
+class Watch {
+ public:
+  explicit Watch(double limit);
+  ~Watch();
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+  /// A backend runs from here on; the limit starts anew.
+  void now(const std::string& what);
+  /// None does.
+  void idle();
+  /// What the messages say is kept.
+  static void kept(const std::filesystem::path& results);
+  [[nodiscard]] static bool stopped();
+
+ private:
+  void look();
+
+  const double limit_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool end_ = false;
+  stack_t stack_before_{};
+  std::unique_ptr<char[]> stack_;
+  std::thread thread_;
+};
+
+}  // namespace attest::bench
