@@ -49,8 +49,8 @@ if grep -F 'no number' out.txt; then
 fi
 ends 5 'unsupported: NumPy has no bf16' --backend "$numpy" --shapes refused.json "${quick[@]}"
 ends 5 'unsupported: not implemented: a paged cache' --backend "$numpy" --shapes refused.json "${quick[@]}"
-ends 5 'no number: wrong before the timed loop' --backend "$wrong" --shapes right.json "${quick[@]}"
-ends 0 'no number: wrong before the timed loop' --backend "$numpy" --backend "$wrong" --shapes right.json "${quick[@]}"
+ends 1 'no number: wrong before the timed loop' --backend "$wrong" --shapes right.json "${quick[@]}"
+ends 1 'no number: wrong before the timed loop' --backend "$numpy" --backend "$wrong" --shapes right.json "${quick[@]}"
 ends 0 'wrong' --backend "$wrong,factor=1" --shapes right.json "${quick[@]}"
 ends 2 'could not convert' --backend "$wrong,factor=much" --shapes right.json "${quick[@]}"
 ends 2 'has no such option' --backend "$numpy,factor=1" --shapes right.json "${quick[@]}"
