@@ -22,12 +22,6 @@ constexpr std::int64_t task_rows = 252;
 // Where that leaves a thread fewer tasks than this, they are made smaller.
 constexpr std::int64_t tasks_per_thread = 4;
 
-constexpr std::int64_t cache_line = 16;  // floats
-
-std::int64_t whole_lines(std::int64_t floats) {
-  return (floats + cache_line - 1) / cache_line * cache_line;
-}
-
 std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
   return (whole + part - 1) / part;
 }
@@ -101,13 +95,13 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
                                                     {&space.staged, kernels_.lanes * padded(qk_dim_)},
                                                     {&space.blended, strips * kernels_.strip * padded(v_dim_)},
                                                     {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
-  std::int64_t all = cache_line;
-  for (const auto& [part, count] : parts) all += whole_lines(count);
+  // Each begins at a cache line, as the scratch does.
+  std::int64_t all = 0;
+  for (const auto& [part, count] : parts) all += padded(count);
   float* at = space.floats.get(all);
-  at += (64 - reinterpret_cast<std::uintptr_t>(at) % 64) % 64 / sizeof(float);
   for (const auto& [part, count] : parts) {
     *part = at;
-    at += whole_lines(count);
+    at += padded(count);
   }
   space.rows.resize(static_cast<std::size_t>(rows));
   space.softmax.resize(static_cast<std::size_t>(strips));

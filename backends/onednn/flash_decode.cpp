@@ -73,8 +73,8 @@ void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_
     for (std::int64_t h = 0; h < heads; ++h) {
       const char* const ahead = next.data + h * (dense ? tile.count * bytes : next.head_bytes);
       visit(h,
-            RowBlock{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width,
-                     heads == 1 && dense ? nullptr : ahead, dense ? bytes : next.row_bytes},
+            RowBlock{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width, ahead,
+                     dense ? bytes : next.row_bytes},
             from - first);
     }
     from = after;

@@ -277,10 +277,10 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        (keys.width % lanes == 0 ? r == 0 && keys.ahead != nullptr ? multiply_tile<storage, taken, true, true>
-                                                                   : multiply_tile<storage, taken, true, false>
-                                 : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart,
-                                                                                products + r * leading, leading);
+        (keys.width % lanes == 0
+             ? r == 0 ? multiply_tile<storage, taken, true, true> : multiply_tile<storage, taken, true, false>
+             : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart, products + r * leading,
+                                                            leading);
       }
     };
     take.template operator()<4>();
@@ -350,13 +350,11 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
   for (std::int64_t j = 0; j < values.count; j += blend_tile) {
     const std::int64_t tile = values.count - j < blend_tile ? values.count - j : blend_tile;
     RowBlock block = values;
-    block.first += j * values.stride, block.count = tile;
-    if (block.ahead != nullptr) block.ahead += j * values.ahead_stride;
+    block.first += j * values.stride, block.count = tile, block.ahead += j * values.ahead_stride;
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart,
-                                   r == 0 && block.ahead != nullptr);
+        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart, r == 0);
       }
     };
     take.template operator()<4>();
