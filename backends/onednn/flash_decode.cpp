@@ -25,7 +25,7 @@ constexpr std::int64_t most_queries = 8;
 // Keys of a chunk, the unit that threads share: its keys are read, then its values, for memory likes long runs. Where
 // the heads of a token lie side by side, fewer keys are a long run. It does not depend on the number of threads, nor on
 // the batch, so neither do the results.
-constexpr std::int64_t least_chunk_keys = 128, most_chunk_keys = 1024, most_adjacent_keys = 256;
+constexpr std::int64_t least_chunk_keys = 128, most_chunk_keys = 2048, most_adjacent_keys = 256;
 std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adjacent) {
   const std::int64_t most = heads_adjacent ? most_adjacent_keys : most_chunk_keys;
   // Some chunks for each of many threads.
@@ -38,7 +38,7 @@ std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adj
 // A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
 // into the second-level cache.
 constexpr std::int64_t tile_bytes = 32 * 1024;
-constexpr std::int64_t least_tile = 4;
+constexpr std::int64_t least_tile = 8;
 
 /// All keys that any of the queries sees: from the first one's to the last one's.
 abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
@@ -51,10 +51,11 @@ void multiply(float* to, std::int64_t count, const float* factors) {
 }
 
 /// Calls visit(head, rows, at) for each tile of a chunk's rows: heads [head, head + heads) in turn, keys [first + at,
-/// ...) of one storage. Memory is fetched in its own order, a tile ahead; behind the last tile comes `then`.
+/// ...) of one storage. Memory is fetched in its own order, a tile ahead; behind the last tile comes `then`. But where
+/// `one_query` a head reads its rows and these are one stream, the machine is quicker by itself.
 template <class Visit>
 void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
-               std::int64_t first, std::int64_t end, const RowRun& then, Visit&& visit) {
+               std::int64_t first, std::int64_t end, bool one_query, const RowRun& then, Visit&& visit) {
   const auto tile_at = [&](std::int64_t from) {
     RowRun run = of.run(b, from, end);
     const std::int64_t row = heads * width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
@@ -67,15 +68,20 @@ void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_
     const RowRun tile = next;
     const std::int64_t after = from + tile.count;
     next = after < end ? tile_at(after) : then;
-    const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(next.storage));
+    const auto row_bytes = [&](const RowRun& run) {
+      return width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
+    };
+    const bool stream = one_query && heads == 1 && tile.row_bytes == row_bytes(tile);
     // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
+    const std::int64_t bytes = row_bytes(next);
     const bool dense = next.head_bytes == bytes && next.row_bytes == heads * bytes;
     for (std::int64_t h = 0; h < heads; ++h) {
-      const char* const ahead = next.data + h * (dense ? tile.count * bytes : next.head_bytes);
-      visit(h,
-            RowBlock{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width, ahead,
-                     dense ? bytes : next.row_bytes},
-            from - first);
+      RowBlock block{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width, nullptr, 0};
+      if (!stream) {
+        block.ahead = next.data + h * (dense ? tile.count * bytes : next.head_bytes);
+        block.ahead_stride = dense ? bytes : next.row_bytes;
+      }
+      visit(h, block, from - first);
     }
     from = after;
   }
@@ -211,14 +217,14 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
   };
   const RowRun values = run_at(step.value, chunk),
                keys = run_at(step.key, next != nullptr && next->first < next->end ? *next : chunk);
-  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, values,
+  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, rows == 1, values,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.multiply(block, query + h * rows * wide, rows, products + h * rows * leading + at, leading);
             });
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, keys,
+  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, rows == 1, keys,
             [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
               kernels_.blend(block, products + h * rows * leading + at, leading, rows,
                              blended + h * rows * padded(v_dim_));

@@ -201,15 +201,28 @@ inline void fetch(const char* from, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
 }
 
+/// Where the rows of a pass come from: memory, while the next ones are fetched; memory, as a stream that the machine
+/// fetches; or the cache, where an earlier pass has left them.
+enum class Origin { fetched, stream, near };
+
+/// How rows come to the first of some passes over them, and to the others.
+template <int queries>
+inline Origin origin_of(const RowBlock& block, std::int64_t query) {
+  if (query != 0) return Origin::near;
+  return block.ahead != nullptr ? Origin::fetched : queries == 1 ? Origin::stream : Origin::near;
+}
+
 /// Lane r * keys + k: query row r times key row k. Each load of a key serves all the queries, and the sums leave the
 /// registers as results. `even`: the width is a number of vectors. The loops over registers are unrolled before
 /// anything else sees them, and those over channels run at least once: else GCC keeps the sums in memory.
-template <Storage storage, int queries, int keys, bool even, bool fetches>
+template <Storage storage, int queries, int keys, bool even, Origin origin>
 inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
                             const char* ahead, std::int64_t ahead_stride) {
-  // Rows of floats are read one by one, as they come: their reading is what takes the time. Narrower ones share each
-  // load of a query; and with one or two queries the sums of one row would wait for each other.
-  constexpr int rows = element_bytes<storage> == 4 ? 4 / queries : 4, together = keys < rows ? keys : rows;
+  // A stream is read row by row, or it is none. So are rows of floats for a folded group: their reading is what takes
+  // the time. Narrower ones share each load of a query; and with one or two queries the sums of one row would wait for
+  // each other.
+  constexpr int rows = origin == Origin::stream ? 1 : element_bytes<storage> == 4 ? 4 / queries : 4;
+  constexpr int together = keys < rows ? keys : rows;
   const std::int64_t apart = padded(width);
   Floats sums[lanes];
 #pragma GCC unroll 16
@@ -221,7 +234,7 @@ inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t
       Floats key[together];
 #pragma GCC unroll 4
       for (int k = 0; k < together; ++k) {
-        if constexpr (fetches) {
+        if constexpr (origin == Origin::fetched) {
           __builtin_prefetch(ahead + (k0 + k) * ahead_stride + c * element_bytes<storage>, 0, 2);
         }
         key[k] = key_of(row + k * stride + c * element_bytes<storage>);
@@ -248,12 +261,12 @@ inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t
 }
 
 /// Keys [j, end) of a block, as many at a time as make one vector of products.
-template <Storage storage, int queries, bool even, bool fetches>
+template <Storage storage, int queries, bool even, Origin origin>
 inline void multiply_tile(const RowBlock& block, std::int64_t j, std::int64_t end, const float* query, float* products,
                           std::int64_t leading) {
   const auto take = [&]<int keys>() {
     for (; j + keys <= end; j += keys) {
-      const Floats all = multiply_rows<storage, queries, keys, even, fetches>(
+      const Floats all = multiply_rows<storage, queries, keys, even, origin>(
           block.first + j * block.stride, block.stride, block.width, query, block.ahead + j * block.ahead_stride,
           block.ahead_stride);
       for (int r = 0; r < queries; ++r) {
@@ -277,10 +290,12 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        (keys.width % lanes == 0
-             ? r == 0 ? multiply_tile<storage, taken, true, true> : multiply_tile<storage, taken, true, false>
-             : multiply_tile<storage, taken, false, false>)(keys, j, end, query + r * apart, products + r * leading,
-                                                            leading);
+        const Origin origin = origin_of<taken>(keys, r);
+        const auto tile = keys.width % lanes != 0     ? multiply_tile<storage, taken, false, Origin::near>
+                          : origin == Origin::fetched ? multiply_tile<storage, taken, true, Origin::fetched>
+                          : origin == Origin::stream  ? multiply_tile<storage, taken, true, Origin::stream>
+                                                      : multiply_tile<storage, taken, true, Origin::near>;
+        tile(keys, j, end, query + r * apart, products + r * leading, leading);
       }
     };
     take.template operator()<4>();
@@ -296,9 +311,9 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
 constexpr std::int64_t blend_tile = 16;
 
 /// `vectors` vectors from column c on of `queries` rows.
-template <Storage storage, int queries, int vectors, bool partial>
+template <Storage storage, int queries, int vectors, bool partial, Origin origin>
 inline void blend_columns(const RowBlock& block, std::int64_t c, const float* weights, std::int64_t leading,
-                          float* blended, bool fetches) {
+                          float* blended) {
   const std::int64_t width = block.width, apart = padded(width);
   Floats sum[queries][vectors];
   for (int r = 0; r < queries; ++r) {
@@ -306,7 +321,7 @@ inline void blend_columns(const RowBlock& block, std::int64_t c, const float* we
   }
   for (std::int64_t j = 0; j < block.count; ++j) {
     const char* const from = block.first + j * block.stride + c * element_bytes<storage>;
-    if (fetches) {
+    if constexpr (origin == Origin::fetched) {
       fetch(block.ahead + j * block.ahead_stride + c * element_bytes<storage>,
             vectors * lanes * element_bytes<storage>);
     }
@@ -314,6 +329,8 @@ inline void blend_columns(const RowBlock& block, std::int64_t c, const float* we
     for (int v = 0; v < vectors; ++v) {
       value[v] =
           partial ? load_some<storage>(from, width - c) : load<storage>(from + v * lanes * element_bytes<storage>);
+      // The compiler shall leave a stream in its order.
+      if constexpr (queries == 1 && origin != Origin::near) asm volatile("" ::: "memory");
     }
     for (int r = 0; r < queries; ++r) {
       const float weight = weights[r * leading + j];
@@ -326,21 +343,21 @@ inline void blend_columns(const RowBlock& block, std::int64_t c, const float* we
 }
 
 /// As many vectors at a time as leave registers for the values. For a folded group no more than two cache lines of a
-/// row: its rows lie apart, and what the machine fetches by itself from more of each would push the others out.
-template <Storage storage, int queries>
-inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended,
-                       bool fetches) {
+/// row: its rows lie apart, and what the machine fetches by itself from more of each would push the others out. For a
+/// stream whole rows of usual width, though the sums outgrow the registers: half a row at a time is no stream.
+template <Storage storage, int queries, Origin origin>
+inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended) {
   constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8, each = registers / queries < 8 ? registers / queries : 8;
-  constexpr int of_lines = 128 / (lanes * element_bytes<storage>),
-                vectors = queries == 4 && of_lines < each ? of_lines : each;
+  constexpr int of_lines = 128 / (lanes * element_bytes<storage>), folded = of_lines < each ? of_lines : each;
+  constexpr int vectors = origin == Origin::stream ? 128 / lanes : queries == 4 ? folded : each;
   std::int64_t c = 0;
   for (; c + vectors * lanes <= block.width; c += vectors * lanes) {
-    blend_columns<storage, queries, vectors, false>(block, c, weights, leading, blended, fetches);
+    blend_columns<storage, queries, vectors, false, origin>(block, c, weights, leading, blended);
   }
   for (; c + lanes <= block.width; c += lanes) {
-    blend_columns<storage, queries, 1, false>(block, c, weights, leading, blended, fetches);
+    blend_columns<storage, queries, 1, false, origin>(block, c, weights, leading, blended);
   }
-  if (c < block.width) blend_columns<storage, queries, 1, true>(block, c, weights, leading, blended, fetches);
+  if (c < block.width) blend_columns<storage, queries, 1, true, origin>(block, c, weights, leading, blended);
 }
 
 template <Storage storage>
@@ -354,7 +371,11 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
     std::int64_t r = 0;
     const auto take = [&]<int taken>() {
       for (; r + taken <= queries; r += taken) {
-        blend_rows<storage, taken>(block, weights + r * leading + j, leading, blended + r * apart, r == 0);
+        const Origin origin = origin_of<taken>(values, r);
+        const auto rows = origin == Origin::fetched  ? blend_rows<storage, taken, Origin::fetched>
+                          : origin == Origin::stream ? blend_rows<storage, taken, Origin::stream>
+                                                     : blend_rows<storage, taken, Origin::near>;
+        rows(block, weights + r * leading + j, leading, blended + r * apart);
       }
     };
     take.template operator()<4>();

@@ -41,6 +41,10 @@ struct Rows {
   [[nodiscard]] RowBlock block(std::int64_t first, std::int64_t count) const {
     return {storage_, memory.data() + first * stride, stride, count, width_, memory.data(), stride};
   }
+  /// The same, but nothing is fetched ahead.
+  [[nodiscard]] RowBlock stream(std::int64_t first, std::int64_t count) const {
+    return {storage_, memory.data() + first * stride, stride, count, width_, nullptr, 0};
+  }
 
   std::vector<char> memory;
   std::int64_t stride = 0;
@@ -102,6 +106,12 @@ TEST_CASE("the products and the blend of any width, count and storage are right"
           }
           CHECK(products_right);
           CHECK(blend_right);
+          std::vector<float> streamed(products.size());
+          kernels->multiply(rows.stream(0, count), query.data(), queries, streamed.data(), leading);
+          CHECK(streamed == products);
+          streamed.assign(blended.size(), 0.5f);
+          kernels->blend(rows.stream(0, count), weights.data(), leading, queries, streamed.data());
+          CHECK(streamed == blended);
         }
       }
     }
