@@ -60,6 +60,15 @@ class Measurement {
     items_.push_back({.multiply_add = true});
   }
 
+  /// No plan, and nothing on a device, outlives the workload that it is of.
+  ~Measurement() {
+    for (const Item& item : items_) {
+      if (item.backend != nullptr) item.backend->release();
+    }
+  }
+  Measurement(const Measurement&) = delete;
+  Measurement& operator=(const Measurement&) = delete;
+
   Measured run() {
     int64_t rounds = settings_.rounds;
     for (Item& item : items_) {
@@ -82,7 +91,6 @@ class Measurement {
     for (const Item& item : items_) {
       if (item.backend != nullptr) {
         if (!item.series->wrong.empty()) item.series->rounds.clear();
-        item.backend->release();
       } else if (item.multiply_add) {
         result_.ceiling.multiply_add = median(item.rates);
       } else {
@@ -110,16 +118,13 @@ class Measurement {
     const auto threads = threads_now();
     series.wrong = item.backend->prepare(workload_);
     if (!series.wrong.empty()) return;
-    workload_.poison(0);
-    workload_.rewind(0);
-    Participant::Timed timed = item.backend->step(workload_, 0);
+    Participant::Timed timed = item.backend->checked_step(workload_, 0);
     series.wrong = timed.wrong.empty() ? checked(0, "before the timed loop") : timed.wrong;
     item.backend->settle(threads, timed.microseconds);
     if (!series.wrong.empty()) return;
     if (timed.microseconds < settings_.step_limit * 1e6) {
       item.backend->take_core();
       const size_t copy = workload_.copies() - 1;  // the first one is warm now
-      workload_.rewind(copy);
       timed = item.backend->step(workload_, copy);
       series.wrong = timed.wrong;
       if (!series.wrong.empty()) return;
@@ -133,7 +138,6 @@ class Measurement {
     // these says how many steps make a turn.
     double spent = seconds;
     for (size_t copy = 1; spent < settings_.seconds && copy + 1 < workload_.copies(); ++copy) {
-      workload_.rewind(copy);
       timed = item.backend->step(workload_, copy);
       series.wrong = timed.wrong;
       if (!series.wrong.empty()) return;
@@ -167,11 +171,10 @@ class Measurement {
       if (item.backend == nullptr || !item.series->wrong.empty()) continue;
       let_threads_rest();
       item.backend->take_core();
+      item.series->wrong = item.backend->renew();
       for (int step = 0; step < 2 && item.series->wrong.empty(); ++step) {
         const size_t copy = copy_of(item);
-        workload_.poison(copy);
-        workload_.rewind(copy);
-        const Participant::Timed timed = item.backend->step(workload_, copy);
+        const Participant::Timed timed = item.backend->checked_step(workload_, copy);
         item.series->wrong = timed.wrong.empty() ? checked(copy, "after the timed loop") : timed.wrong;
       }
     }
@@ -193,7 +196,6 @@ class Measurement {
     const bool warm_up = item.steps > 1 || item.temperature == Temperature::hot;
     for (size_t i = warm_up ? 0 : 1; i <= item.steps; ++i) {
       const size_t copy = copy_of(item);
-      workload_.rewind(copy);
       const Participant::Timed timed = item.backend->step(workload_, copy);
       if (!timed.wrong.empty()) {
         series.wrong = timed.wrong;
@@ -292,7 +294,6 @@ Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& 
       return Measurement(shape, backends, cores, team, settings, progress, copies).run();
     } catch (const std::bad_alloc&) {
       wrong = "there is not enough memory";
-      for (const auto& backend : backends) backend->release();
     }
   }
   Measured nothing{.shape = shape, .cost = cost_of(shape), .ceiling = {}, .series = {}};

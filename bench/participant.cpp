@@ -37,9 +37,6 @@ Participant::Participant(const std::string& given, const Cores& cores) : cores_(
   const auto [backend, options] = split(given);
   library_ = std::make_unique<BackendLibrary>(find_backend(backend));
   label_ = table().name;
-  if (library_->has_device_memory()) {
-    throw Error::at(given, "has device memory; bench measures host backends only");
-  }
   cores_.release(0);
   const Answer answer = ask([&](attest_message* m) { return table().open(options.dump().c_str(), &context_, m); });
   if (answer.status != ATTEST_OK) throw Error::at(given, "cannot be opened: {}", printable(answer.message));
@@ -53,8 +50,16 @@ Participant::~Participant() {
 std::string Participant::prepare(const Workload& workload) {
   release();
   cores_.release(0);
-  const Answer answer =
-      ask([&](attest_message* m) { return table().prepare(context_, &workload.problem(), &plan_, m); });
+  const attest_problem* problem = &workload.problem();
+  if (has_device_memory()) {
+    try {
+      twin_ = std::make_unique<Twin>(Device(table(), context_), workload);
+    } catch (const DeviceRefusal& refusal) {
+      return refusal.what();
+    }
+    problem = &twin_->problem();
+  }
+  const Answer answer = ask([&](attest_message* m) { return table().prepare(context_, problem, &plan_, m); });
   if (answer.status == ATTEST_OK && plan_ != nullptr) return {};
   plan_ = nullptr;
   return fmt::format("{}: {}", answer.status == ATTEST_UNSUPPORTED ? "unsupported" : "prepare failed",
@@ -64,6 +69,7 @@ std::string Participant::prepare(const Workload& workload) {
 void Participant::release() {
   if (plan_ != nullptr) table().release(plan_);
   plan_ = nullptr;
+  twin_.reset();
 }
 
 void Participant::settle(const std::map<pid_t, int64_t>& before, double microseconds) {
@@ -86,12 +92,23 @@ void Participant::take_core() const {
   }
 }
 
-Participant::Timed Participant::step(const Workload& workload, size_t copy) const {
+Participant::Timed Participant::step(Workload& workload, size_t copy) const {
   using Clock = std::chrono::steady_clock;
-  const attest_step& step = workload.step(copy);
+  workload.rewind(copy);
+  if (twin_) {
+    try {
+      twin_->put_lengths(copy);
+    } catch (const DeviceRefusal& refusal) {
+      return {0, refusal.what()};
+    }
+  }
+  const attest_step& step = twin_ ? twin_->step(copy) : workload.step(copy);
   const attest_backend& table = library_->table();
   const Clock::time_point begin = Clock::now();
-  const Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
+  Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
+  if (twin_ && answer.status == ATTEST_OK) {
+    answer = ask([&](attest_message* m) { return table.synchronize(context_, m); });
+  }
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
   if (answer.status != ATTEST_OK) {
@@ -100,6 +117,27 @@ Participant::Timed Participant::step(const Workload& workload, size_t copy) cons
                               printable(answer.message));
   }
   return timed;
+}
+
+Participant::Timed Participant::checked_step(Workload& workload, size_t copy) const {
+  workload.poison(copy);
+  try {
+    if (twin_) twin_->put_poison(copy);
+    Timed timed = step(workload, copy);
+    if (twin_ && timed.wrong.empty()) twin_->fetch(copy);
+    return timed;
+  } catch (const DeviceRefusal& refusal) {
+    return {0, refusal.what()};
+  }
+}
+
+std::string Participant::renew() const {
+  try {
+    if (twin_) twin_->put_inputs();
+    return {};
+  } catch (const DeviceRefusal& refusal) {
+    return refusal.what();
+  }
 }
 
 std::vector<std::unique_ptr<Participant>> open_all(const std::vector<std::string>& given, const Cores& cores) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A backend that takes part: loaded into this process, as an engine would, and called with nothing in between.
+// A backend that takes part: loaded into this process, as an engine would, and called with nothing in between. One with
+// memory of its own works on a twin of the workload.
 #pragma once
 
 #include <chrono>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "bench/team.h"
+#include "bench/twin.h"
 #include "bench/workload.h"
 #include "runner/backend_library.h"
 
@@ -26,8 +28,10 @@ class Participant {
   [[nodiscard]] const std::string& label() const { return label_; }
   void rename(std::string label) { label_ = std::move(label); }
   [[nodiscard]] const attest_backend& table() const { return library_->table(); }
-  /// Empty, or why it has no plan for this problem.
+  [[nodiscard]] bool has_device_memory() const { return library_->has_device_memory(); }
+  /// Empty, or why it has no plan for this problem. The workload is used until release().
   std::string prepare(const Workload& workload);
+  /// Gives back the plan, and then all of the device's memory.
   void release();
 
   /// After its first step: finds its threads and puts them on cores. They are those that were not there `before`, or
@@ -39,8 +43,14 @@ class Participant {
     double microseconds = 0;
     std::string wrong;  ///< Empty, or why there is no result.
   };
-  /// One step, timed by the caller's clock: append and attend.
-  Timed step(const Workload& workload, size_t copy) const;
+  /// Takes back what steps have appended to this copy, then does one, timed by the caller's clock: append and attend,
+  /// until a device has finished.
+  Timed step(Workload& workload, size_t copy) const;
+  /// The same where whatever is left out will be seen: all that the step writes is spoilt before, and lies in the
+  /// workload's own memory afterwards.
+  Timed checked_step(Workload& workload, size_t copy) const;
+  /// After Workload::renew: empty, or why a device has not got the new inputs.
+  std::string renew() const;
 
  private:
   std::string label_;
@@ -48,6 +58,7 @@ class Participant {
   std::unique_ptr<BackendLibrary> library_;
   attest_context* context_ = nullptr;
   attest_plan* plan_ = nullptr;
+  std::unique_ptr<Twin> twin_;  ///< Of a device.
   std::vector<pid_t> threads_;
 };
 

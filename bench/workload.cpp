@@ -244,17 +244,31 @@ void Workload::poison(size_t copy) {
   const Problem& p = shape_.problem;
   // No number; of an 8-bit code the one that is never used.
   const int byte = p.quantised() ? 0x80 : 0xFF;
-  const int64_t size = info(p.cache_dtype).size;
-  for (HostTensor* tensor : {copies_[copy]->key.get(), copies_[copy]->value.get()}) {
-    const int64_t width = tensor == copies_[copy]->key.get() ? p.qk_head_dim : p.v_head_dim;
-    for (size_t b = 0; b < shape_.before.size(); ++b) {
-      for (int64_t i = 0; i < shape_.queries[b] * p.kv_heads; ++i) {
-        const int64_t row = cache_row(static_cast<int64_t>(b), shape_.before[b] + i / p.kv_heads, i % p.kv_heads);
-        std::memset(tensor->bytes().data() + row / p.qk_head_dim * width * size, byte,
-                    static_cast<size_t>(width * size));
-      }
+  const Copy& its = *copies_[copy];
+  for (const Run& run : appended(p.qk_head_dim)) std::memset(its.key->bytes().data() + run.begin, byte, run.size);
+  for (const Run& run : appended(p.v_head_dim)) std::memset(its.value->bytes().data() + run.begin, byte, run.size);
+}
+
+std::vector<Workload::Run> Workload::appended(int64_t head_dim) const {
+  const Problem& p = shape_.problem;
+  const auto row_bytes = static_cast<size_t>(head_dim * info(p.cache_dtype).size);
+  std::vector<size_t> rows;
+  for (size_t b = 0; b < shape_.before.size(); ++b) {
+    for (int64_t i = 0; i < shape_.queries[b] * p.kv_heads; ++i) {
+      const int64_t row = cache_row(static_cast<int64_t>(b), shape_.before[b] + i / p.kv_heads, i % p.kv_heads);
+      rows.push_back(static_cast<size_t>(row / p.qk_head_dim) * row_bytes);
     }
   }
+  std::sort(rows.begin(), rows.end());
+  std::vector<Run> runs;
+  for (const size_t row : rows) {
+    if (!runs.empty() && runs.back().begin + runs.back().size == row) {
+      runs.back().size += row_bytes;
+    } else {
+      runs.push_back({row, row_bytes});
+    }
+  }
+  return runs;
 }
 
 void Workload::fill_inputs(Team& team, uint64_t seed) {

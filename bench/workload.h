@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a shape: its tensors in rotating copies, and the step over each. All backends work in the same memory.
+// The memory of a shape: its tensors in rotating copies, and the step over each. All host backends work in the same
+// memory; one with memory of its own has a twin of it (twin.h).
 #pragma once
 
 #include <cstddef>
@@ -68,6 +69,12 @@ class Workload {
   /// Fills the output with NaN, and a copy's slots that its step appends to with what no step writes there: so a step
   /// that leaves something out is seen.
   void poison(size_t copy);
+  /// Some bytes of a tensor's memory.
+  struct Run {
+    size_t begin, size;
+  };
+  /// The slots that a step appends to, in every copy's keys or in its values: in order, and none touches the next.
+  [[nodiscard]] std::vector<Run> appended(int64_t head_dim) const;
   /// Gives the steps other queries, keys and values: so a backend that repeats an old answer is seen.
   void renew(Team& team);
   /// What a step has to read, in runs: the visible part of a copy's cache and the weights.

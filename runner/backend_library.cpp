@@ -68,9 +68,9 @@ BackendLibrary::BackendLibrary(const std::filesystem::path& path) : path_(path) 
   if (!std::filesystem::exists(path, missing)) throw Error::at(place, "no such file");
   // A path without a slash would be looked for in the system's library folders.
   const std::string absolute = std::filesystem::absolute(path).string();
-  void* library = ::dlopen(absolute.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-  if (library == nullptr) throw Error::at(place, "cannot be loaded: {}", load_error(absolute));
-  const auto get_backend = reinterpret_cast<const attest_backend* (*)()>(::dlsym(library, ATTEST_ENTRY_POINT));
+  library_ = ::dlopen(absolute.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+  if (library_ == nullptr) throw Error::at(place, "cannot be loaded: {}", load_error(absolute));
+  const auto get_backend = reinterpret_cast<const attest_backend* (*)()>(::dlsym(library_, ATTEST_ENTRY_POINT));
   if (get_backend == nullptr) throw Error::at(place, "is no attest backend: it has no symbol {}", ATTEST_ENTRY_POINT);
   table_ = get_backend();
   if (table_ == nullptr) throw Error::at(place, "{} returned NULL", ATTEST_ENTRY_POINT);
@@ -102,6 +102,18 @@ BackendLibrary::BackendLibrary(const std::filesystem::path& path) : path_(path) 
   if (count == 0 && t.device_type != kDLCPU) {
     throw Error::at(place, "takes memory of {} without the memory functions", device_name(t.device_type));
   }
+}
+
+const attest_ceilings* BackendLibrary::ceilings() const {
+  const auto get = reinterpret_cast<const attest_ceilings* (*)()>(::dlsym(library_, ATTEST_CEILINGS_POINT));
+  if (get == nullptr) return nullptr;
+  const attest_ceilings* const table = get();
+  constexpr size_t first = offsetof(attest_ceilings, multiply) + sizeof(void*);
+  if (table == nullptr || table->struct_size < first || table->last_cache == nullptr || table->copy == nullptr ||
+      table->multiply == nullptr) {
+    throw Error::at(path_.string(), "has an incomplete table of ceilings");
+  }
+  return table;
 }
 
 std::string device_name(int32_t device_type) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "attest/backend.h"
+#include "attest/ceilings.h"
 #include "cases/problem.h"
 #include "runner/protocol.h"
 
@@ -34,10 +35,13 @@ class BackendLibrary {
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   /// Tensors live in memory of the backend's own, so they must be uploaded and downloaded.
   [[nodiscard]] bool has_device_memory() const { return table_->allocate != nullptr; }
+  /// What its device can do, complete; null if it does not export that. Throws Error for a table that has holes.
+  [[nodiscard]] const attest_ceilings* ceilings() const;
   [[nodiscard]] DLDeviceType device_type() const { return static_cast<DLDeviceType>(table_->device_type); }
 
  private:
   std::filesystem::path path_;
+  void* library_ = nullptr;
   const attest_backend* table_ = nullptr;
 };
 

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The template with memory of its own, as a device has it, so that uploads and downloads are tested on every machine.
-// New memory holds nonsense, a step with a pointer from elsewhere is refused, and so is a deallocation.
+// New memory holds nonsense, a step with a pointer from elsewhere is refused, and so is a deallocation. Options:
+//   memory=KIB   as much as it has
+//   late=1       a step is done in synchronize(), as a device may do it
+//   fault=...    what attest bench must see: output (adds 1 to an output), stale (from the third step on nothing but
+//                lengths), synchronize (which fails), upload and download (which fail from the 100th on)
 #include <attest/backend.hpp>
 
 #undef ATTEST_REGISTER_BACKEND
 #define ATTEST_REGISTER_BACKEND(Class)
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
+#include <set>
+#include <utility>
 
 #include "../template/template.cpp"
 
@@ -20,30 +27,48 @@ class Detached : public Template {
   static constexpr const char* declarations = "{}";
   static std::string description() { return "the template, with memory of its own"; }
 
-  explicit Detached(Options& options) : Template(options) {}
+  explicit Detached(Options& options)
+      : Template(options),
+        left_(size_t{1024} * static_cast<size_t>(options.take_count("memory", 999'999))),
+        late_(options.take_count("late", 2) == 1),
+        fault_(options.take("fault", "none")) {
+    static const std::set<std::string> known{"none", "output", "stale", "synchronize", "upload", "download"};
+    if (known.count(fault_) == 0) throw Invalid("option fault: got \"" + fault_ + "\"");
+  }
   ~Detached() {
     if (!buffers_.empty()) std::abort();  // the caller has to give everything back before it closes
   }
 
   void* allocate(size_t bytes) {
+    if (bytes > left_) throw std::bad_alloc();
     auto buffer = std::make_unique<Buffer>(bytes);
+    left_ -= bytes;
     char* memory = buffer->bytes.get();
     std::memset(memory, 0xcd, bytes);
     buffers_.emplace(memory, std::move(buffer));
     return memory;
   }
   void deallocate(void* memory) noexcept {
-    if (buffers_.erase(static_cast<char*>(memory)) != 1) std::abort();
+    const auto found = buffers_.find(static_cast<char*>(memory));
+    if (found == buffers_.end()) std::abort();
+    left_ += found->second->size;
+    buffers_.erase(found);
   }
   void upload(void* device, const void* host, size_t bytes) {
     check(device, bytes);
+    count("upload", uploads_);
     std::memcpy(device, host, bytes);
   }
   void download(void* host, const void* device, size_t bytes) {
     check(device, bytes);
+    count("download", downloads_);
     std::memcpy(host, device, bytes);
   }
-  void synchronize() {}
+  void synchronize() {
+    const auto work = std::exchange(work_, {});
+    for (const auto& one : work) one();
+    if (fault_ == "synchronize") throw std::runtime_error("the device has fallen off the bus");
+  }
 
   class Plan {
    public:
@@ -52,12 +77,30 @@ class Detached : public Template {
       for (const DLTensor* tensor : {step.query, step.key, step.value, static_cast<const DLTensor*>(step.output)}) {
         if (tensor != nullptr) detached_.check(tensor->data, 1);
       }
-      plan_.run(step);
+      if (!detached_.late_) return work(step);
+      // The step itself is gone when it is done; its tensors are not.
+      const attest_cache cache = step.cache != nullptr ? *step.cache : attest_cache{};
+      detached_.work_.push_back([this, later = step, cache]() mutable {
+        if (later.cache != nullptr) later.cache = &cache;
+        work(later);
+      });
     }
 
    private:
+    void work(const attest_step& step) {
+      if (detached_.fault_ == "stale" && ++steps_ > 2) {
+        const View<int32_t, 1> lengths(*step.cache->lengths);
+        const View<int32_t, 1> fresh(*step.key_lengths);
+        for (int64_t b = 0; b < lengths.shape(0); ++b) lengths(b) += fresh(b);
+        return;
+      }
+      plan_.run(step);
+      if (detached_.fault_ == "output") *static_cast<float*>(step.output->data) += 1;
+    }
+
     Detached& detached_;
     Template::Plan plan_;
+    int steps_ = 0;
   };
 
  private:
@@ -78,6 +121,15 @@ class Detached : public Template {
     }
   }
 
+  void count(const char* what, int& calls) const {
+    if (fault_ == what && ++calls >= 100) throw std::runtime_error("the device has fallen off the bus");
+  }
+
+  size_t left_;
+  bool late_;
+  std::string fault_;
+  int uploads_ = 0, downloads_ = 0;
+  std::vector<std::function<void()>> work_;
   std::map<char*, std::unique_ptr<Buffer>> buffers_;
 };
 

@@ -63,6 +63,7 @@
 
 #include "attest/backend.h"
 #include "attest/backend_math.hpp"
+#include "attest/ceilings.h"
 
 // Hidden whatever the flags: two backends in one process must not share this header's statics.
 #if defined(__GNUC__)
@@ -1234,11 +1235,39 @@ const attest_backend* table_of() noexcept {
   return table;
 }
 
+/// What `Class`'s device can do, by its own `std::int64_t last_cache()`, `void copy(void* to, const void* from,
+/// std::size_t bytes)` and `void multiply(DLDataType, std::int64_t n, const void* a, const void* b, void* c)`.
+template <class Class>
+const attest_ceilings* ceilings_of() noexcept {
+  static const attest_ceilings table{
+      sizeof table, 0,
+      [](attest_context* context) -> std::int64_t {
+        std::int64_t bytes = 0;
+        attest_message unread{};
+        (void)guarded(&unread, [&] { bytes = reinterpret_cast<Class*>(context)->last_cache(); });
+        return bytes;
+      },
+      [](attest_context* context, void* to, const void* from, std::size_t bytes, attest_message* message) {
+        return guarded(message, [&] { reinterpret_cast<Class*>(context)->copy(to, from, bytes); });
+      },
+      [](attest_context* context, DLDataType dtype, std::int64_t n, const void* a, const void* b, void* c,
+         attest_message* message) {
+        return guarded(message, [&] { reinterpret_cast<Class*>(context)->multiply(dtype, n, a, b, c); });
+      }};
+  return &table;
+}
+
 }  // namespace attest::abi
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop
 #endif
+
+/// Exports what `Class`'s device can do (attest/ceilings.h); once a library, beside ATTEST_REGISTER_BACKEND.
+#define ATTEST_REGISTER_CEILINGS(Class)                            \
+  ATTEST_EXPORT const attest_ceilings* attest_get_ceilings(void) { \
+    return ::attest::abi::ceilings_of<Class>();                    \
+  }
 
 /// Exports `Class` as this library's backend; once a library, outside of any function.
 #define ATTEST_REGISTER_BACKEND(Class)                           \

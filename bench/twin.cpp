@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/twin.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "runner/backend_library.h"
+#include "runner/markup.h"
+
+namespace attest::bench {
+namespace {
+
+template <typename Call>
+void demand(const char* what, Call call) {
+  const Answer answer = ask(call);
+  if (answer.status != ATTEST_OK) throw DeviceRefusal(fmt::format("{} failed: {}", what, printable(answer.message)));
+}
+
+size_t bytes_of(const DLTensor& tensor) {
+  auto bytes = static_cast<size_t>(tensor.dtype.bits / 8 * tensor.dtype.lanes);
+  for (int i = 0; i < tensor.ndim; ++i) bytes *= static_cast<size_t>(tensor.shape[i]);
+  return bytes;
+}
+
+}  // namespace
+
+void* Device::allocate(size_t bytes, const std::string& what) const {
+  void* memory = nullptr;
+  const Answer answer =
+      ask([&](attest_message* m) { return table_->allocate(context_, std::max<size_t>(bytes, 1), &memory, m); });
+  if (answer.status == ATTEST_OK && memory != nullptr) return memory;
+  const std::string said = answer.status == ATTEST_OK ? "allocate answered OK without memory" : answer.message;
+  throw DeviceRefusal(
+      fmt::format("there is not enough memory on the device: {} MiB for {}: {}", bytes >> 20, what, printable(said)));
+}
+
+void Device::deallocate(void* memory) const noexcept {
+  ask([&](attest_message*) { return table_->deallocate(context_, memory), ATTEST_OK; });
+}
+
+void Device::upload(void* device, const void* host, size_t bytes) const {
+  demand("upload", [&](attest_message* m) { return table_->upload(context_, device, host, bytes, m); });
+}
+
+void Device::download(void* host, const void* device, size_t bytes) const {
+  demand("download", [&](attest_message* m) { return table_->download(context_, host, device, bytes, m); });
+}
+
+void Device::synchronize() const {
+  demand("synchronize", [&](attest_message* m) { return table_->synchronize(context_, m); });
+}
+
+Twin::Twin(const Device& device, const Workload& workload)
+    : device_(device),
+      problem_(workload.problem()),
+      copies_(workload.copies()),
+      key_runs_(workload.appended(problem_.qk_head_dim)),
+      value_runs_(workload.appended(problem_.v_head_dim)) {
+  problem_.q_weight = twin_tensor("q_weight", problem_.q_weight);
+  problem_.k_weight = twin_tensor("k_weight", problem_.k_weight);
+  problem_.v_weight = twin_tensor("v_weight", problem_.v_weight);
+  problem_.out_weight = twin_tensor("out_weight", problem_.out_weight);
+  for (size_t i = 0; i < copies_.size(); ++i) {
+    Copy& copy = copies_[i];
+    copy.step = workload.step(i);
+    copy.cache = *copy.step.cache;
+    attest_step& step = copy.step;
+    attest_cache& cache = copy.cache;
+    step.cache = &cache;
+    if (i == 0) {
+      inputs_ = {twin("query", step.query), twin("key", step.key), twin("value", step.value)};
+      output_ = twin("output", step.output);
+    }
+    step.query = twin_tensor("query", step.query);
+    step.key = twin_tensor("key", step.key);
+    step.value = twin_tensor("value", step.value);
+    step.query_lengths = twin_tensor("query_lengths", step.query_lengths);
+    step.key_lengths = twin_tensor("key_lengths", step.key_lengths);
+    step.query_start = twin_tensor("query_start", step.query_start);
+    step.key_start = twin_tensor("key_start", step.key_start);
+    step.output = twin_tensor("output", step.output);
+    copy.key = twin("cache.key", cache.key);
+    copy.value = twin("cache.value", cache.value);
+    copy.lengths = twin("cache.lengths", cache.lengths);
+    cache.key = &copy.key->tensor;
+    cache.value = &copy.value->tensor;
+    cache.lengths = &copy.lengths->tensor;
+    cache.block_table = twin_tensor("cache.block_table", cache.block_table);
+    cache.key_scale = twin_tensor("cache.key_scale", cache.key_scale);
+    cache.value_scale = twin_tensor("cache.value_scale", cache.value_scale);
+  }
+}
+
+Twin::Tensor* Twin::twin(const char* name, const DLTensor* host) {
+  if (host == nullptr) return nullptr;
+  const auto found = tensors_.find(host);
+  if (found != tensors_.end()) return &found->second;
+  const size_t bytes = bytes_of(*host);
+  auto memory = std::make_unique<DeviceMemory>(device_, bytes, name);
+  Tensor made{*host, static_cast<std::byte*>(host->data), bytes, std::move(memory)};
+  made.tensor.data = made.memory->data();
+  made.tensor.device = device_.place();
+  put(made);
+  return &tensors_.emplace(host, std::move(made)).first->second;
+}
+
+DLTensor* Twin::twin_tensor(const char* name, const DLTensor* host) {
+  Tensor* const its = twin(name, host);
+  return its != nullptr ? &its->tensor : nullptr;
+}
+
+void Twin::put(const Tensor& tensor) const {
+  device_.upload(tensor.memory->data(), tensor.host, tensor.bytes);
+}
+
+void Twin::get(const Tensor& tensor) const {
+  device_.download(tensor.host, tensor.memory->data(), tensor.bytes);
+}
+
+void Twin::put_lengths(size_t copy) const {
+  put(*copies_[copy].lengths);
+}
+
+void Twin::put_poison(size_t copy) const {
+  put(*output_);
+  const auto slots = [&](const Tensor& tensor, const std::vector<Workload::Run>& runs) {
+    for (const auto& [begin, size] : runs) device_.upload(tensor.memory->data() + begin, tensor.host + begin, size);
+  };
+  slots(*copies_[copy].key, key_runs_);
+  slots(*copies_[copy].value, value_runs_);
+}
+
+void Twin::put_inputs() const {
+  for (const Tensor* tensor : inputs_) put(*tensor);
+}
+
+void Twin::fetch(size_t copy) const {
+  get(*output_);
+  get(*copies_[copy].lengths);
+  const auto slots = [&](const Tensor& tensor, const std::vector<Workload::Run>& runs) {
+    for (const auto& [begin, size] : runs) device_.download(tensor.host + begin, tensor.memory->data() + begin, size);
+  };
+  slots(*copies_[copy].key, key_runs_);
+  slots(*copies_[copy].value, value_runs_);
+}
+
+}  // namespace attest::bench

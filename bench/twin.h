@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// A workload in the memory of a backend that has its own.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attest/backend.h"
+#include "bench/workload.h"
+
+namespace attest::bench {
+
+/// What a device's memory functions refused, in a line.
+struct DeviceRefusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// The memory functions of an open backend that has them. What they refuse is thrown as DeviceRefusal.
+class Device {
+ public:
+  Device(const attest_backend& table, attest_context* context) : table_(&table), context_(context) {}
+  [[nodiscard]] DLDevice place() const { return {static_cast<DLDeviceType>(table_->device_type), 0}; }
+  [[nodiscard]] attest_context* context() const { return context_; }
+  /// `what` it is for is said where there is none.
+  [[nodiscard]] void* allocate(size_t bytes, const std::string& what) const;
+  void deallocate(void* memory) const noexcept;
+  void upload(void* device, const void* host, size_t bytes) const;
+  void download(void* host, const void* device, size_t bytes) const;
+  void synchronize() const;
+
+ private:
+  const attest_backend* table_;
+  attest_context* context_;
+};
+
+/// Memory of a device, given back at its end.
+class DeviceMemory {
+ public:
+  DeviceMemory(const Device& device, size_t bytes, const std::string& what)
+      : device_(device), data_(static_cast<std::byte*>(device.allocate(bytes, what))) {}
+  ~DeviceMemory() { device_.deallocate(data_); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  [[nodiscard]] std::byte* data() const { return data_; }
+
+ private:
+  Device device_;
+  std::byte* data_;
+};
+
+/// Every tensor of a workload a second time, in a device's memory and filled alike. The workload outlives its use: what
+/// is put there and fetched from there is the workload's own.
+class Twin {
+ public:
+  /// Throws DeviceRefusal.
+  Twin(const Device& device, const Workload& workload);
+  Twin(const Twin&) = delete;
+  Twin& operator=(const Twin&) = delete;
+
+  [[nodiscard]] const attest_problem& problem() const { return problem_; }
+  [[nodiscard]] const attest_step& step(size_t copy) const { return copies_[copy].step; }
+
+  // All of these throw DeviceRefusal.
+
+  /// Lengths, after Workload::rewind.
+  void put_lengths(size_t copy) const;
+  /// Output and appended slots, after Workload::poison.
+  void put_poison(size_t copy) const;
+  /// Queries, keys and values, after Workload::renew.
+  void put_inputs() const;
+  /// What a step over this copy has written: output, appended slots, lengths. Into the workload's memory.
+  void fetch(size_t copy) const;
+
+ private:
+  struct Tensor {
+    DLTensor tensor;
+    std::byte* host;
+    size_t bytes;
+    std::unique_ptr<DeviceMemory> memory;
+  };
+  struct Copy {
+    attest_cache cache;
+    attest_step step;
+    Tensor *key, *value, *lengths;
+  };
+  /// The twin of a tensor, made when it is first asked for; null of null.
+  Tensor* twin(const char* name, const DLTensor* host);
+  DLTensor* twin_tensor(const char* name, const DLTensor* host);
+  void put(const Tensor& tensor) const;
+  void get(const Tensor& tensor) const;
+
+  Device device_;
+  attest_problem problem_;
+  std::map<const DLTensor*, Tensor> tensors_;
+  std::vector<Copy> copies_;
+  std::vector<Workload::Run> key_runs_, value_runs_;
+  std::vector<Tensor*> inputs_;
+  Tensor* output_ = nullptr;
+};
+
+}  // namespace attest::bench
