@@ -5,6 +5,8 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 
 #include "bench/measure.h"
+#include "bench/results.h"
+#include "bench/table.h"
 
 namespace attest::bench {
 namespace {
@@ -83,10 +85,71 @@ TEST_CASE("A download that fails ends a device's turn, not the run") {
     CHECK(result.series.at(2).wrong == "");
     if (result.series[0].wrong.empty()) continue;
     CHECK(result.series[0].wrong == "download failed: the device has fallen off the bus");
-    CHECK(i > 0);
     return;
   }
   FAIL("it had no 100 downloads");
+}
+
+TEST_CASE("A device is measured beside its own ceilings, and a host nobody works on has none") {
+  for (const std::string dtype : {"f32", "f16", "bf16"}) {
+    Stand stand({kDevice, kDevice});
+    const Measured result = stand.measured(R"("dtype": ")" + dtype + R"(", )" + kDecode);
+    CHECK(result.ceiling.read_cold == 0);
+    CHECK(result.ceiling.multiply_add == 0);
+    REQUIRE(result.devices.size() == 2);
+    for (const auto& [label, limit] : result.devices) {
+      INFO(dtype << ", " << label << ": " << limit.wrong);
+      CHECK(limit.wrong == "");
+      CHECK_THAT(limit.how, ContainsSubstring("copies of") && ContainsSubstring("products of"));
+      CHECK(limit.ceiling.read_cold > 0);
+      CHECK(limit.ceiling.multiply_add > 0);
+    }
+    for (const Series& series : result.series) {
+      CHECK(series.wrong == "");
+      const bool cold = series.temperature == Temperature::cold;
+      CHECK((bound_of(result, series).microseconds > 0) == cold);
+    }
+    const Results read = parse_results(results_json({result}, {}), "test");
+    CHECK(read.list.at(0).counters.at("ceiling_is_device") == 1);
+    CHECK_THAT(results_table(read), ContainsSubstring("no ceiling"));  // of the hot steps
+    CHECK_THAT(read.context.at("ceilings of detached in " + dtype), ContainsSubstring("products of"));
+  }
+}
+
+#if defined(ATTEST_CUDA_ON_HOST)
+TEST_CASE("The CUDA backend's host side is measured beside its ceilings: a device") {
+  for (const std::string& kind : std::vector<std::string>{R"("set": "decode", "dtype": "bf16", "cache": "paged")",
+                                                          R"("set": "prefill", "dtype": "f16")"}) {
+    Stand stand({ATTEST_CUDA_ON_HOST});
+    const Measured result = stand.measured(kind + ", " + kSmall);
+    INFO(kind << ": " << result.devices.at("cuda_on_host").wrong);
+    CHECK(result.devices.at("cuda_on_host").ceiling.multiply_add > 0);
+    for (const Series& series : result.series) CHECK(series.wrong == "");
+  }
+}
+#endif
+
+TEST_CASE("A ceiling that is missing, wrong or broken is none, and the reason is kept") {
+  const std::vector<std::pair<std::string, std::string>> reasons{
+      {ATTEST_UNLIMITED, "the library exports no attest_get_ceilings"},
+      {kDevice + ",fault=copy", "the ceiling's copy leaves out byte"},
+      {kDevice + ",fault=product", "the ceiling's product has"},
+      {kDevice + ",fault=no_product", "the ceiling's product failed: no product here"},
+      {kDevice + ",fault=tired", "the ceiling's product failed: the device has fallen off the bus"},
+      {kDevice + ",memory=1700", "there is not enough memory on the device: 1 MiB for a copy"}};
+  for (const auto& [backend, reason] : reasons) {
+    INFO(backend);
+    Stand stand({backend, ATTEST_TEMPLATE});
+    const Measured result = stand.measured(kDecode);
+    CHECK(result.ceiling.read_cold > 0);
+    REQUIRE(result.devices.size() == 1);
+    CHECK_THAT(result.devices.begin()->second.wrong, ContainsSubstring(reason));
+    for (const Series& series : result.series) CHECK(series.wrong == "");
+    CHECK(bound_of(result, result.series.at(0)).microseconds == 0);
+    CHECK(bound_of(result, result.series.at(2)).microseconds > 0);
+    const Results read = parse_results(results_json({result}, {}), "test");
+    CHECK_THAT(results_table(read), ContainsSubstring("no ceiling"));
+  }
 }
 
 TEST_CASE("What does not fit into a device is not measured, and says so") {

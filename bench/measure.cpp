@@ -30,6 +30,7 @@ int64_t free_memory() {
 struct Item {
   Participant* backend = nullptr;  ///< Null: a ceiling.
   Series* series = nullptr;        ///< A backend's.
+  Participant* device = nullptr;   ///< A ceiling's; null: the host's.
   bool multiply_add = false;       ///< A ceiling's kind.
   Temperature temperature = Temperature::cold;
   size_t steps = 1;             ///< Timed steps of a turn.
@@ -55,6 +56,8 @@ class Measurement {
         items_.push_back({.backend = backend.get(), .series = &result_.series.back(), .temperature = temperature});
       }
     }
+    // A host on which nobody works is no ceiling of anybody.
+    if (std::all_of(backends.begin(), backends.end(), [](const auto& one) { return one->has_device_memory(); })) return;
     items_.push_back({.temperature = Temperature::cold});
     if (hot_too) items_.push_back({.temperature = Temperature::hot});
     items_.push_back({.multiply_add = true});
@@ -74,6 +77,7 @@ class Measurement {
     for (Item& item : items_) {
       if (item.backend != nullptr) begin(item, rounds);
     }
+    add_devices();
     std::mt19937_64 random(settings_.seed);
     for (int64_t round = 0; round < rounds; ++round) {
       progress_(fmt::format("round {} of {}", round + 1, rounds));
@@ -91,6 +95,10 @@ class Measurement {
     for (const Item& item : items_) {
       if (item.backend != nullptr) {
         if (!item.series->wrong.empty()) item.series->rounds.clear();
+      } else if (item.device != nullptr) {
+        DeviceLimit& limit = result_.devices[item.device->label()];
+        if (!limit.wrong.empty()) continue;
+        (item.multiply_add ? limit.ceiling.multiply_add : limit.ceiling.read_cold) = median(item.rates);
       } else if (item.multiply_add) {
         result_.ceiling.multiply_add = median(item.rates);
       } else {
@@ -151,6 +159,22 @@ class Measurement {
     rounds = std::min(rounds, std::max<int64_t>(affordable, kLeastPairs));
   }
 
+  /// Ceilings of the devices on which somebody is right.
+  void add_devices() {
+    std::vector<Item> more;
+    for (const Item& item : items_) {
+      if (item.backend == nullptr || !item.backend->has_device_memory() || !item.series->wrong.empty()) continue;
+      if (item.temperature != Temperature::cold) continue;
+      DeviceLimit& limit = result_.devices[item.backend->label()];
+      limit.wrong = item.backend->prepare_ceiling(workload_.shape().problem.dtype);
+      if (!limit.wrong.empty()) continue;
+      limit.how = item.backend->ceiling()->name();
+      for (const bool multiply_add : {false, true})
+        more.push_back({.device = item.backend, .multiply_add = multiply_add});
+    }
+    items_.insert(items_.end(), more.begin(), more.end());
+  }
+
   std::string checked(size_t copy, const char* when) const {
     if (!reference_) return {};
     const std::string wrong = reference_->check(workload_, copy);
@@ -209,7 +233,21 @@ class Measurement {
   void ceiling_turn(Item& item) {
     let_threads_rest();
     cores_.pin(0, 0);
+    if (item.device != nullptr) {
+      std::string& wrong = result_.devices[item.device->label()].wrong;
+      try {
+        if (wrong.empty()) rate_turn(item);
+      } catch (const DeviceRefusal& refusal) {
+        wrong = refusal.what();
+      }
+      return;
+    }
     team_.wake();
+    rate_turn(item);
+    team_.rest();
+  }
+
+  void rate_turn(Item& item) {
     std::vector<double> rates;
     double spent = 0;
     const double turn = 1e6 * settings_.seconds / static_cast<double>(settings_.rounds);
@@ -217,7 +255,10 @@ class Measurement {
       const size_t copy = copy_of(item);
       const Clock::time_point begin = Clock::now();
       double amount = 0;
-      if (item.multiply_add) {
+      if (item.device != nullptr) {
+        const DeviceCeiling& ceiling = *item.device->ceiling();
+        amount = item.multiply_add ? ceiling.multiply() : ceiling.copy();
+      } else if (item.multiply_add) {
         amount = multiply_add(team_);
       } else {
         read_all(team_, workload_.reads(copy));
@@ -227,7 +268,6 @@ class Measurement {
       spent += time;
       if (i > 0) rates.push_back(amount / time * 1e6);
     }
-    team_.rest();
     item.rates.push_back(median(rates));
   }
 
@@ -259,9 +299,15 @@ std::vector<double> Series::medians() const {
   return all;
 }
 
-Bound bound_of(const Measured& measured, Temperature temperature) {
-  const Ceiling& ceiling = measured.ceiling;
-  const double read = temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold;
+const Ceiling& Measured::ceiling_of(const Series& one) const {
+  const auto device = devices.find(one.backend);
+  return device != devices.end() ? device->second.ceiling : ceiling;
+}
+
+Bound bound_of(const Measured& measured, const Series& series) {
+  const Ceiling& ceiling = measured.ceiling_of(series);
+  if (measured.devices.contains(series.backend) && series.temperature == Temperature::hot) return {};
+  const double read = series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold;
   const double memory = read > 0 ? 1e6 * measured.cost.bytes / read : 0;
   const double compute = ceiling.multiply_add > 0 ? 1e6 * measured.cost.flops / ceiling.multiply_add : 0;
   return {std::max(memory, compute), memory >= compute};
@@ -273,6 +319,20 @@ int64_t last_cache() {
   }
   return 32 << 20;
 }
+
+namespace {
+
+/// The largest of those that the backends' steps read through.
+int64_t last_cache_of(const std::vector<std::unique_ptr<Participant>>& backends) {
+  int64_t most = 0;
+  for (const auto& backend : backends) {
+    const int64_t its = backend->last_cache();
+    most = std::max(most, its > 0 ? its : last_cache());
+  }
+  return most;
+}
+
+}  // namespace
 
 size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
   const int64_t bytes = cache_bytes(shape);
@@ -289,14 +349,14 @@ Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& 
   std::string wrong =
       fmt::format("a cache takes {} MiB, of {} that may be used", cache_bytes(shape) >> 20, memory >> 20);
   cores.pin(0, 0);
-  if (const size_t copies = copies_for(shape, last_cache(), memory); copies > 0) {
+  if (const size_t copies = copies_for(shape, last_cache_of(backends), memory); copies > 0) {
     try {
       return Measurement(shape, backends, cores, team, settings, progress, copies).run();
     } catch (const std::bad_alloc&) {
       wrong = "there is not enough memory";
     }
   }
-  Measured nothing{.shape = shape, .cost = cost_of(shape), .ceiling = {}, .series = {}};
+  Measured nothing{.shape = shape, .cost = cost_of(shape), .ceiling = {}, .devices = {}, .series = {}};
   for (const auto& backend : backends) nothing.series.push_back({backend->label(), Temperature::cold, wrong, {}});
   return nothing;
 }

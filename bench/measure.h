@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,20 +46,31 @@ struct Ceiling {
   double multiply_add = 0;             ///< Operations per second.
 };
 
+/// A device's ceiling, by the backend that runs on it. Of hot steps there is none: nothing measures its caches.
+struct DeviceLimit {
+  Ceiling ceiling;
+  std::string how;    ///< Sizes of what was done.
+  std::string wrong;  ///< Why there is none.
+};
+
 struct Measured {
   Shape shape;
   Cost cost;
   size_t copies = 0;
-  Ceiling ceiling;
+  Ceiling ceiling;                               ///< The host's; 0 where no backend works on it.
+  std::map<std::string, DeviceLimit> devices{};  ///< By the backend's label.
   std::vector<Series> series;
+
+  /// What a series is measured beside.
+  [[nodiscard]] const Ceiling& ceiling_of(const Series& one) const;
 };
 
-/// The least time that a step can take by the ceilings, in microseconds, and which of them says so.
+/// The least time that a step can take by the ceilings, in microseconds, and which of them says so; 0 without any.
 struct Bound {
   double microseconds = 0;
   bool memory = true;
 };
-Bound bound_of(const Measured& measured, Temperature temperature);
+Bound bound_of(const Measured& measured, const Series& series);
 
 /// Size of the last cache of this machine in bytes.
 int64_t last_cache();

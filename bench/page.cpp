@@ -189,8 +189,9 @@ std::string table(const Results& results) {
     for (const char* name : {"tokens_per_second", "kv_gb_per_second", "gflops"}) {
       text += fmt::format("<td class=\"n\">{}</td>", digits(counter(result, name)));
     }
-    text += fmt::format("<td class=\"n\">{:.0f} % {}</td></tr>\n", 100 * counter(result, "ceiling_share"),
-                        counter(result, "ceiling_is_memory") > 0 ? "read" : "FMA");
+    const double share = counter(result, "ceiling_share");
+    text += fmt::format("<td class=\"n\">{}</td></tr>\n",
+                        share > 0 ? fmt::format("{:.0f} % {}", 100 * share, ceiling_name(result)) : "no ceiling");
   }
   return text + "</tbody></table></div>\n";
 }

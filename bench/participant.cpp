@@ -37,6 +37,7 @@ Participant::Participant(const std::string& given, const Cores& cores) : cores_(
   const auto [backend, options] = split(given);
   library_ = std::make_unique<BackendLibrary>(find_backend(backend));
   label_ = table().name;
+  if (has_device_memory()) ceilings_ = library_->ceilings();
   cores_.release(0);
   const Answer answer = ask([&](attest_message* m) { return table().open(options.dump().c_str(), &context_, m); });
   if (answer.status != ATTEST_OK) throw Error::at(given, "cannot be opened: {}", printable(answer.message));
@@ -70,6 +71,21 @@ void Participant::release() {
   if (plan_ != nullptr) table().release(plan_);
   plan_ = nullptr;
   twin_.reset();
+  ceiling_.reset();
+}
+
+int64_t Participant::last_cache() const {
+  return ceilings_ != nullptr ? ceilings_->last_cache(context_) : 0;
+}
+
+std::string Participant::prepare_ceiling(DType dtype) {
+  if (ceilings_ == nullptr) return fmt::format("the library exports no {}", ATTEST_CEILINGS_POINT);
+  try {
+    ceiling_ = std::make_unique<DeviceCeiling>(Device(table(), context_), *ceilings_, dtype);
+    return {};
+  } catch (const DeviceRefusal& refusal) {
+    return refusal.what();
+  }
 }
 
 void Participant::settle(const std::map<pid_t, int64_t>& before, double microseconds) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/device_ceiling.h"
 #include "bench/team.h"
 #include "bench/twin.h"
 #include "bench/workload.h"
@@ -39,6 +40,13 @@ class Participant {
   void settle(const std::map<pid_t, int64_t>& before, double microseconds);
   void take_core() const;
 
+  /// Bytes of the last cache that its steps read through; 0: the host's, or not known.
+  [[nodiscard]] int64_t last_cache() const;
+  /// After prepare(), for a device: empty if it has a ceiling, or why it has none.
+  std::string prepare_ceiling(DType dtype);
+  /// Until release(); null without.
+  [[nodiscard]] const DeviceCeiling* ceiling() const { return ceiling_.get(); }
+
   struct Timed {
     double microseconds = 0;
     std::string wrong;  ///< Empty, or why there is no result.
@@ -56,9 +64,11 @@ class Participant {
   std::string label_;
   const Cores& cores_;
   std::unique_ptr<BackendLibrary> library_;
+  const attest_ceilings* ceilings_ = nullptr;
   attest_context* context_ = nullptr;
   attest_plan* plan_ = nullptr;
   std::unique_ptr<Twin> twin_;  ///< Of a device.
+  std::unique_ptr<DeviceCeiling> ceiling_;
   std::vector<pid_t> threads_;
 };
 

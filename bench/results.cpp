@@ -49,11 +49,12 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   count("kv_gb_per_second", figures.kv_gb_per_second);
   count("gflops", figures.gflops);
   count("ceiling_share", figures.ceiling);
-  count("ceiling_us", bound_of(measured, series.temperature).microseconds);
+  count("ceiling_us", bound_of(measured, series).microseconds);
   count("ceiling_is_memory", figures.memory_bound ? 1 : 0);
-  count("read_gb_per_second",
-        (series.temperature == Temperature::hot ? measured.ceiling.read_hot : measured.ceiling.read_cold) / 1e9);
-  count("multiply_add_gflops", measured.ceiling.multiply_add / 1e9);
+  const Ceiling& ceiling = measured.ceiling_of(series);
+  count("read_gb_per_second", (series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold) / 1e9);
+  count("multiply_add_gflops", ceiling.multiply_add / 1e9);
+  if (measured.devices.contains(series.backend)) count("ceiling_is_device", 1);
   count("bytes", measured.cost.bytes);
   count("flops", measured.cost.flops);
   count("copies", static_cast<double>(measured.copies));
@@ -151,7 +152,7 @@ Figures figures_of(const Measured& measured, const Series& series) {
   figures.tokens_per_second = static_cast<double>(measured.shape.tokens()) / seconds;
   figures.kv_gb_per_second = measured.cost.kv_bytes / seconds / 1e9;
   figures.gflops = measured.cost.flops / seconds / 1e9;
-  const Bound bound = bound_of(measured, series.temperature);
+  const Bound bound = bound_of(measured, series);
   figures.ceiling = bound.microseconds / figures.step.median;
   figures.memory_bound = bound.memory;
   return figures;
@@ -178,6 +179,12 @@ std::string results_json(const std::vector<Measured>& measured, const std::map<s
   // Kept in the library's order of fields, which people know by heart.
   auto json = nlohmann::ordered_json::parse(text.str());
   for (const auto& [name, value] : facts) json["context"][name] = value;
+  for (const Measured& one : measured) {
+    for (const auto& [label, limit] : one.devices) {
+      json["context"][fmt::format("ceilings of {} in {}", label, info(one.shape.problem.dtype).name)] =
+          limit.wrong.empty() ? limit.how : "none: " + limit.wrong;
+    }
+  }
   if (!json.contains("benchmarks")) json["benchmarks"] = Json::array();
   json["attest"] = {{"format", 1}, {"unit", "us"}, {"rounds", rounds}};
   return json.dump(1) + "\n";

@@ -96,7 +96,7 @@ def merged(runs):
     """One run's JSON: the first run's context, every run's entries."""
     whole = {"context": runs[0]["context"], "benchmarks": [], "attest": {"format": 1, "unit": "us", "rounds": {}}}
     for run in runs:
-        whole["context"].update({k: v for k, v in run["context"].items() if k.startswith("backend ")})
+        whole["context"].update({k: v for k, v in run["context"].items() if k.startswith(("backend ", "ceilings of "))})
         for entry in run["benchmarks"]:
             if any(entry["name"] == other["name"] for other in whole["benchmarks"]):
                 continue  # sets overlap
@@ -133,7 +133,7 @@ def tables(whole):
         for (shape, temperature), cells in rows.items():
             good = {b: e for b, e in cells.items() if not e.get("error_occurred")}
             fastest = min(good, key=lambda b: good[b]["real_time"], default=None)
-            ceiling = digits(good[fastest]["ceiling_us"]) if good else ""
+            ceiling = digits(good[fastest]["ceiling_us"]) if good and good[fastest]["ceiling_us"] > 0 else ""
             line = f"|{cell(shape)}|{temperature}|{ceiling}|"
             for backend in backends:
                 entry = cells.get(backend)
@@ -143,7 +143,8 @@ def tables(whole):
                     reason = " ".join(f"{backend}: {entry['error_message']}".split())
                     text = f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
                 else:
-                    text = f"{digits(entry['real_time'])} · {100 * entry['ceiling_share']:.0f} %"
+                    share = f"{100 * entry['ceiling_share']:.0f} %" if entry["ceiling_us"] > 0 else "no ceiling"
+                    text = f"{digits(entry['real_time'])} · {share}"
                     if backend == fastest and len(backends) > 1:
                         text = f"**{text}**"
                 line += cell(text) + "|"
@@ -168,6 +169,7 @@ def page(name, whole, notes, certified):
         "|-|-|",
     ]
     lines += [f"|{title}|{cell(context[fact])}|" for fact, title in FACTS if fact in context]
+    lines += [f"|{cell(fact)}|{cell(context[fact])}|" for fact in sorted(context) if fact.startswith("ceilings of ")]
     backends = [fact for fact in sorted(context) if fact.startswith("backend ")]
     lines += [f"|{cell(fact.removeprefix('backend '))}|{cell(context[fact])}|" for fact in backends]
     if not certified:

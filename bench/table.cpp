@@ -19,6 +19,12 @@ double counter(const Result& result, const char* name) {
 
 }  // namespace
 
+std::string ceiling_name(const Result& result) {
+  const bool memory = counter(result, "ceiling_is_memory") > 0;
+  if (counter(result, "ceiling_is_device") > 0) return memory ? "of copy" : "of product";
+  return memory ? "of read" : "of FMA";
+}
+
 std::string digits(double value) {
   if (value == 0) return "-";
   const int before = static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1;
@@ -31,8 +37,9 @@ namespace {
 std::string share_of_ceiling(const Result& result) {
   constexpr double most = 1.2;
   const double share = counter(result, "ceiling_share");
+  if (share <= 0) return "   - no ceiling";
   if (share > most) return "? the ceiling was disturbed";
-  return fmt::format("{:>4.0f} % {}", 100 * share, counter(result, "ceiling_is_memory") > 0 ? "of read" : "of FMA");
+  return fmt::format("{:>4.0f} % {}", 100 * share, ceiling_name(result));
 }
 
 }  // namespace

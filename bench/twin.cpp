@@ -11,12 +11,6 @@
 namespace attest::bench {
 namespace {
 
-template <typename Call>
-void demand(const char* what, Call call) {
-  const Answer answer = ask(call);
-  if (answer.status != ATTEST_OK) throw DeviceRefusal(fmt::format("{} failed: {}", what, printable(answer.message)));
-}
-
 size_t bytes_of(const DLTensor& tensor) {
   auto bytes = static_cast<size_t>(tensor.dtype.bits / 8 * tensor.dtype.lanes);
   for (int i = 0; i < tensor.ndim; ++i) bytes *= static_cast<size_t>(tensor.shape[i]);
@@ -24,6 +18,11 @@ size_t bytes_of(const DLTensor& tensor) {
 }
 
 }  // namespace
+
+void demand(const char* what, const std::function<attest_status(attest_message*)>& call) {
+  const Answer answer = ask(call);
+  if (answer.status != ATTEST_OK) throw DeviceRefusal(fmt::format("{} failed: {}", what, printable(answer.message)));
+}
 
 void* Device::allocate(size_t bytes, const std::string& what) const {
   void* memory = nullptr;

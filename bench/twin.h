@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -18,6 +19,9 @@ namespace attest::bench {
 struct DeviceRefusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// Throws DeviceRefusal unless a call answers OK; `what` it was.
+void demand(const char* what, const std::function<attest_status(attest_message*)>& call);
 
 /// The memory functions of an open backend that has them. What they refuse is thrown as DeviceRefusal.
 class Device {

@@ -23,19 +23,6 @@ constexpr size_t kPeriod = 1048573;
 /// Scale of an int8 cache: codes up to about +-127 stand for numbers up to about +-4.
 constexpr float kScale = 1.0F / 32;
 
-/// The period's bytes in a dtype. `size` multiplies the numbers.
-const std::vector<uint8_t>& noise(DType dtype, float size) {
-  static std::map<std::pair<DType, float>, std::vector<uint8_t>> made;
-  auto& bytes = made[{dtype, size}];
-  if (bytes.empty()) {
-    const PhiloxStream stream(7, 0);
-    std::vector<float> numbers(kPeriod);
-    for (size_t i = 0; i < kPeriod; ++i) numbers[i] = stream.normal(i) * size;
-    bytes = encode_all(dtype, numbers);
-  }
-  return bytes;
-}
-
 /// Fills a tensor, each thread its part: so a page lies near the thread that reads such a part later.
 void fill(Team& team, const HostTensor& tensor, size_t salt, float size) {
   const std::vector<uint8_t>& from = noise(tensor.dtype(), size);
@@ -55,6 +42,18 @@ void fill(Team& team, const HostTensor& tensor, size_t salt, float size) {
 }
 
 }  // namespace
+
+const std::vector<uint8_t>& noise(DType dtype, float size) {
+  static std::map<std::pair<DType, float>, std::vector<uint8_t>> made;
+  auto& bytes = made[{dtype, size}];
+  if (bytes.empty()) {
+    const PhiloxStream stream(7, 0);
+    std::vector<float> numbers(kPeriod);
+    for (size_t i = 0; i < kPeriod; ++i) numbers[i] = stream.normal(i) * size;
+    bytes = encode_all(dtype, numbers);
+  }
+  return bytes;
+}
 
 Memory::Memory(size_t bytes) : size_(std::max<size_t>(bytes, 1)) {
   void* memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

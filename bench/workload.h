@@ -53,6 +53,9 @@ class HostTensor {
   DLTensor tensor_{};
 };
 
+/// Normally distributed numbers times `size`, in a dtype: what all memory is filled with, over and over.
+const std::vector<uint8_t>& noise(DType dtype, float size);
+
 class Workload {
  public:
   /// Every copy of the cache holds the same. Throws std::bad_alloc.

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "linear.h"
 #include "machine.h"
 #include "plan.h"
 #include "refusal.h"
@@ -78,6 +79,27 @@ class Cuda {
     cuda::download(host, device, bytes);
   }
 
+  // The ceilings (attest/ceilings.h).
+  [[nodiscard]] std::int64_t last_cache() const {
+    return settings_.machine.last_cache;
+  }
+  void copy(void* to, const void* from, std::size_t bytes) {
+    cuda::copy(to, from, bytes);
+  }
+  /// As the projections of the layer level: by cuBLASLt, without TF32.
+  void multiply(DLDataType dtype, std::int64_t n, const void* a, const void* b, void* c) {
+    const std::lock_guard lock(mutex_);
+    // The emulation's layer has a copy of its weight.
+    if (!product_ || device_type == kDLCPU || product_->weight != b || product_->linear.in() != n ||
+        product_->bits != dtype.bits || product_->code != dtype.code) {
+      std::int64_t shape[] = {n, n}, strides[] = {n, 1};
+      const DLTensor weight{const_cast<void*>(b), {device_type, 0}, 2, dtype, shape, strides, 0};
+      product_.reset();
+      product_.reset(new Product{b, dtype.code, dtype.bits, Linear(weight, nullptr)});
+    }
+    product_->linear.apply(static_cast<const std::byte*>(a), static_cast<std::byte*>(c), n, nullptr);
+  }
+
   /// Throws what the device found wrong with the steps that this thread has run since it last asked.
   void synchronize() {
     std::vector<Reported> mine;
@@ -104,8 +126,16 @@ class Cuda {
     if (mine.empty() || mine.back() != report) mine.push_back(std::move(report));
   }
 
+  /// The last one: what was prepared for its second factor serves until that is another.
+  struct Product {
+    const void* weight;
+    int code, bits;
+    Linear linear;
+  };
+
   Settings settings_;
   std::mutex mutex_;
+  std::unique_ptr<Product> product_;
   std::map<std::thread::id, std::vector<Reported>> expected_;
 };
 
@@ -114,3 +144,4 @@ class Cuda {
 }  // namespace attest::cuda
 
 ATTEST_REGISTER_BACKEND(attest::cuda::Cuda)
+ATTEST_REGISTER_CEILINGS(attest::cuda::Cuda)

@@ -38,7 +38,7 @@ Machine find_machine() {
   }
   cudaDeviceProp properties{};
   ATTEST_CUDA(cudaGetDeviceProperties(&properties, 0));
-  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
+  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin, properties.l2CacheSize};
 }
 
 void* allocate(std::size_t bytes) {
@@ -57,6 +57,10 @@ void download(void* host, const void* device, std::size_t bytes) {
 }
 void synchronize() {
   ATTEST_CUDA(cudaDeviceSynchronize());
+}
+
+void copy(void* to, const void* from, std::size_t bytes) {
+  ATTEST_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, nullptr));
 }
 
 void* allocate_visible(std::size_t bytes) {

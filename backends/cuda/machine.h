@@ -21,7 +21,8 @@ struct Grid {
 struct Machine {
   std::string name;
   int multiprocessors;
-  std::size_t shared_bytes;  ///< Most shared memory of a block.
+  std::size_t shared_bytes;     ///< Most shared memory of a block.
+  std::int64_t last_cache = 0;  ///< Bytes of the cache before the device's memory; 0: there is none.
 };
 
 /// What the backend was built for and with, in a line; needs no device.
@@ -37,6 +38,8 @@ void deallocate(void* memory) noexcept;
 void upload(void* device, const void* host, std::size_t bytes);
 void download(void* host, const void* device, std::size_t bytes);
 void synchronize();
+/// Within the device's memory, on the default stream; does not wait.
+void copy(void* to, const void* from, std::size_t bytes);
 /// Memory that both sides see, zeroed.
 void* allocate_visible(std::size_t bytes);
 void deallocate_visible(void* memory) noexcept;

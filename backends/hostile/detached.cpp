@@ -4,7 +4,9 @@
 //   memory=KIB   as much as it has
 //   late=1       a step is done in synchronize(), as a device may do it
 //   fault=...    what attest bench must see: output (adds 1 to an output), stale (from the third step on nothing but
-//                lengths), synchronize (which fails), upload and download (which fail from the 100th on)
+//                lengths), synchronize (which fails), upload and download (which fail from the 100th on), copy (the
+//                ceiling's, of which half is left out), product (the ceiling's: one number of it is wrong), tired (the
+//                product fails from the 10th on), no_product
 #include <attest/backend.hpp>
 
 #undef ATTEST_REGISTER_BACKEND
@@ -32,7 +34,8 @@ class Detached : public Template {
         left_(size_t{1024} * static_cast<size_t>(options.take_count("memory", 999'999))),
         late_(options.take_count("late", 2) == 1),
         fault_(options.take("fault", "none")) {
-    static const std::set<std::string> known{"none", "output", "stale", "synchronize", "upload", "download"};
+    static const std::set<std::string> known{"none",     "output", "stale",   "synchronize", "upload",
+                                             "download", "copy",   "product", "tired",       "no_product"};
     if (known.count(fault_) == 0) throw Invalid("option fault: got \"" + fault_ + "\"");
   }
   ~Detached() {
@@ -68,6 +71,31 @@ class Detached : public Template {
     const auto work = std::exchange(work_, {});
     for (const auto& one : work) one();
     if (fault_ == "synchronize") throw std::runtime_error("the device has fallen off the bus");
+  }
+
+  // attest/ceilings.h
+  static int64_t last_cache() { return 4096; }
+  void copy(void* to, const void* from, size_t bytes) const {
+    check(to, bytes);
+    check(from, bytes);
+    std::memcpy(to, from, fault_ == "copy" ? bytes / 2 : bytes);
+  }
+  void multiply(DLDataType dtype, int64_t n, const void* a, const void* b, void* c) {
+    const Storage storage = storage_of(dtype);
+    const auto size = static_cast<int64_t>(bytes_of(storage));
+    for (const void* matrix : {a, b, static_cast<const void*>(c)}) check(matrix, static_cast<size_t>(n * n * size));
+    if (fault_ == "no_product") throw Unsupported("no product here");
+    if (fault_ == "tired" && ++products_ >= 10) throw std::runtime_error("the device has fallen off the bus");
+    const auto number = [&](const void* matrix, int64_t row, int64_t column) {
+      return load(storage, static_cast<const char*>(matrix) + (row * n + column) * size);
+    };
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        float sum = fault_ == "product" && i + 1 == n ? 1.0F : 0.0F;
+        for (int64_t k = 0; k < n; ++k) sum += number(a, i, k) * number(b, j, k);
+        store(storage, sum, static_cast<char*>(c) + (i * n + j) * size);
+      }
+    }
   }
 
   class Plan {
@@ -128,7 +156,7 @@ class Detached : public Template {
   size_t left_;
   bool late_;
   std::string fault_;
-  int uploads_ = 0, downloads_ = 0;
+  int uploads_ = 0, downloads_ = 0, products_ = 0;
   std::vector<std::function<void()>> work_;
   std::map<char*, std::unique_ptr<Buffer>> buffers_;
 };
@@ -138,3 +166,6 @@ class Detached : public Template {
 ATTEST_EXPORT const attest_backend* attest_get_backend(void) {
   return table_of<Detached>();
 }
+#if !defined(DETACHED_WITHOUT_CEILINGS)
+ATTEST_REGISTER_CEILINGS(Detached)
+#endif

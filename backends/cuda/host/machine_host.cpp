@@ -42,6 +42,9 @@ void download(void* host, const void* device, std::size_t bytes) {
   std::memcpy(host, device, bytes);
 }
 void synchronize() {}
+void copy(void* to, const void* from, std::size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
 
 void* allocate_visible(std::size_t bytes) {
   void* const memory = std::calloc(1, bytes);
