@@ -199,8 +199,7 @@ TEST_CASE("Cold steps over too few copies of the cache are marked, in table and 
   CHECK_THAT(table, ContainsSubstring("  mine      cold* "));
   CHECK_THAT(table, ContainsSubstring("  mine      hot   "));
   // At the end of its shape, and of no other.
-  CHECK_THAT(table,
-             ContainsSubstring("\n  * over 3 copies of the cache, where 16 would make it cold: may be warm\n\n"));
+  CHECK_THAT(table, ContainsSubstring("\n  * 3 copies of the cache only, of 16 that make it cold: may be warm\n\n"));
   CHECK(table.find("may be warm") == table.rfind("may be warm"));
   CHECK_THAT(page, ContainsSubstring("cold * <small>3 of 16</small>"));
   CHECK_THAT(page, ContainsSubstring("hot</td>"));

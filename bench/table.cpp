@@ -42,7 +42,7 @@ std::string results_table(const Results& results) {
                           "tokens/s", "KV GB/s", "GFLOP/s", "ceiling");
     }
     if (result.maybe_warm()) {
-      note = fmt::format("  * over {} copies of the cache, where {} would make it cold: may be warm\n",
+      note = fmt::format("  * {} copies of the cache only, of {} that make it cold: may be warm\n",
                          result.counter("copies"), result.counter("copies_wanted"));
     }
     text += fmt::format("  {:<{}} {:<5} ", printable(result.backend), widest,

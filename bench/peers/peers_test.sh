@@ -5,7 +5,7 @@
 # Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so [attest-backend-onnxruntime.so]
 set -uo pipefail
 
-attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3")
+attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3") onnxruntime=${4:+$(realpath "$4")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -20,7 +20,7 @@ ends() {
   if ((code != wanted)); then
     printf 'FAILED: attest bench %s: exit code %s, wanted %s: %s\n' "$*" "$code" "$wanted" "$(cat out.txt err.txt)"
     failures=$((failures + 1))
-  elif ! cat out.txt err.txt | grep -qF -- "$part"; then
+  elif ! grep -qF -- "$part" out.txt err.txt; then
     printf 'FAILED: attest bench %s: "%s" is not in: %s\n' "$*" "$part" "$(cat out.txt err.txt)"
     failures=$((failures + 1))
   fi
@@ -64,8 +64,7 @@ ends 1 "no number: a step failed: UNSUPPORTED after others were done: $refusal" 
   --shapes right.json "${quick[@]}"
 
 # A library that has one order of a cache only learns about another in the first step.
-if [[ -n ${4:-} ]]; then
-  onnxruntime=$(realpath "$4")
+if [[ -n $onnxruntime ]]; then
   ends 0 'GroupQueryAttention wants [1, 2, 48, 16] as its order in memory' --backend "$onnxruntime" \
     --shapes right.json "${quick[@]}" --filter decode
   grep -qE '_heads$' out.txt || { echo 'FAILED: no shape in its order'; failures=$((failures + 1)); }
