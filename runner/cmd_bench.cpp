@@ -348,7 +348,7 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
       ->check(within(0, 1e6));
   command
       ->add_option("--timeout", arguments->timeout,
-                   "Seconds that a backend may need to begin or for a turn; who takes longer hangs\n"
+                   "Seconds for a backend's begin or turn; one that takes longer has hung, and the run ends\n"
                    "(default: 60, or ten times --step-limit, and twice --seconds)")
       ->check(within(0.001, 86400));
   command->add_option("--seed", settings.seed, "Of the order")->capture_default_str();
