@@ -26,6 +26,16 @@ int64_t free_memory() {
   return static_cast<int64_t>(::sysconf(_SC_AVPHYS_PAGES)) * ::sysconf(_SC_PAGESIZE);
 }
 
+/// The largest of those that the backends' steps read through.
+int64_t last_cache_of(const std::vector<std::unique_ptr<Participant>>& backends) {
+  int64_t most = 0;
+  for (const auto& backend : backends) {
+    const int64_t its = backend->last_cache();
+    most = std::max(most, its > 0 ? its : last_cache());
+  }
+  return most;
+}
+
 /// One that gets turns: a backend at a temperature, or a ceiling.
 struct Item {
   Participant* backend = nullptr;  ///< Null: a ceiling.
@@ -47,6 +57,7 @@ class Measurement {
     result_.shape = shape;
     result_.cost = cost_of(shape);
     result_.copies = copies;
+    result_.copies_wanted = copies_wanted(shape, last_cache_of(backends));
     const bool hot_too = shape.is_decode();  // A prefill computes: where its cache lay hardly shows.
     result_.series.reserve(backends.size() * 2);
     for (const auto& backend : backends) {
@@ -80,12 +91,14 @@ class Measurement {
     add_devices();
     std::mt19937_64 random(settings_.seed);
     for (int64_t round = 0; round < rounds; ++round) {
-      progress_(fmt::format("round {} of {}", round + 1, rounds));
+      const std::string now = fmt::format("round {} of {}", round + 1, rounds);
       for (size_t i = items_.size(); i > 1; --i) std::swap(items_[i - 1], items_[random() % i]);
       for (Item& item : items_) {
         if (item.backend == nullptr) {
+          progress_(now, "the ceilings");
           ceiling_turn(item);
         } else if (item.series->wrong.empty()) {
+          progress_(now, fmt::format("{} {}", item.series->backend, name(item.temperature)));
           backend_turn(item);
         }
       }
@@ -121,7 +134,7 @@ class Measurement {
       item.steps = cold->steps;
       return;
     }
-    progress_(fmt::format("{}: validating", series.backend));
+    progress_(fmt::format("validating {}", series.backend), "");
     let_threads_rest();  // Threads of the backend before are none of this one's.
     const auto threads = threads_now();
     series.wrong = item.backend->prepare(workload_);
@@ -193,6 +206,7 @@ class Measurement {
     reference_.emplace(workload_);
     for (Item& item : items_) {
       if (item.backend == nullptr || !item.series->wrong.empty()) continue;
+      progress_(fmt::format("validating {} again", item.series->backend), "");
       let_threads_rest();
       item.backend->take_core();
       item.series->wrong = item.backend->renew();
@@ -320,27 +334,16 @@ int64_t last_cache() {
   return 32 << 20;
 }
 
-namespace {
-
-/// The largest of those that the backends' steps read through.
-int64_t last_cache_of(const std::vector<std::unique_ptr<Participant>>& backends) {
-  int64_t most = 0;
-  for (const auto& backend : backends) {
-    const int64_t its = backend->last_cache();
-    most = std::max(most, its > 0 ? its : last_cache());
-  }
-  return most;
-}
-
-}  // namespace
-
-size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
-  const int64_t bytes = cache_bytes(shape);
-  const int64_t fit = memory / std::max<int64_t>(bytes, 1);
+size_t copies_wanted(const Shape& shape, int64_t last_cache) {
   // What a step reads counts, and of that a skewed batch has less than its cache takes.
   const auto read = std::max<int64_t>(static_cast<int64_t>(cost_of(shape).kv_bytes), 1);
-  const int64_t wanted = std::clamp<int64_t>((5 * last_cache + read - 1) / read, 1, 4096);
-  return static_cast<size_t>(std::min(wanted, fit));
+  return static_cast<size_t>(std::max<int64_t>((5 * last_cache + read - 1) / read, 1));
+}
+
+size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
+  constexpr size_t most = 4096;
+  const auto fit = static_cast<size_t>(memory / std::max<int64_t>(cache_bytes(shape), 1));
+  return std::min({copies_wanted(shape, last_cache), fit, most});
 }
 
 Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& backends, const Cores& cores,

@@ -50,6 +50,7 @@ Participant::~Participant() {
 
 std::string Participant::prepare(const Workload& workload) {
   release();
+  answered_ = false;
   cores_.release(0);
   const attest_problem* problem = &workload.problem();
   if (has_device_memory()) {
@@ -108,7 +109,7 @@ void Participant::take_core() const {
   }
 }
 
-Participant::Timed Participant::step(Workload& workload, size_t copy) const {
+Participant::Timed Participant::step(Workload& workload, size_t copy) {
   using Clock = std::chrono::steady_clock;
   workload.rewind(copy);
   if (twin_) {
@@ -127,15 +128,19 @@ Participant::Timed Participant::step(Workload& workload, size_t copy) const {
   }
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
-  if (answer.status != ATTEST_OK) {
-    // Some find out only in a step, as about the order of a cache in memory.
-    timed.wrong = fmt::format("{}: {}", answer.status == ATTEST_UNSUPPORTED ? "unsupported" : "a step failed",
+  if (answer.status == ATTEST_OK) {
+    answered_ = true;
+  } else if (answer.status != ATTEST_UNSUPPORTED) {
+    timed.wrong = fmt::format("a step failed: {}", printable(answer.message));
+  } else {
+    // No problem says in which order a cache lies in memory: some find out only in a step.
+    timed.wrong = fmt::format("{}: {}", answered_ ? "a step failed: UNSUPPORTED after others were done" : "unsupported",
                               printable(answer.message));
   }
   return timed;
 }
 
-Participant::Timed Participant::checked_step(Workload& workload, size_t copy) const {
+Participant::Timed Participant::checked_step(Workload& workload, size_t copy) {
   workload.poison(copy);
   try {
     if (twin_) twin_->put_poison(copy);

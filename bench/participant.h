@@ -52,11 +52,12 @@ class Participant {
     std::string wrong;  ///< Empty, or why there is no result.
   };
   /// Takes back what steps have appended to this copy, then does one, timed by the caller's clock: append and attend,
-  /// until a device has finished.
-  Timed step(Workload& workload, size_t copy) const;
+  /// until a device has finished. UNSUPPORTED is a refusal of the problem in a plan's first step only; whoever has
+  /// answered one has failed.
+  Timed step(Workload& workload, size_t copy);
   /// The same where whatever is left out will be seen: all that the step writes is spoilt before, and lies in the
   /// workload's own memory afterwards.
-  Timed checked_step(Workload& workload, size_t copy) const;
+  Timed checked_step(Workload& workload, size_t copy);
   /// After Workload::renew: empty, or why a device has not got the new inputs.
   std::string renew() const;
 
@@ -69,6 +70,7 @@ class Participant {
   attest_plan* plan_ = nullptr;
   std::unique_ptr<Twin> twin_;  ///< Of a device.
   std::unique_ptr<DeviceCeiling> ceiling_;
+  bool answered_ = false;  ///< The plan has done a step.
   std::vector<pid_t> threads_;
 };
 
