@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # `attest bench` as a user meets it: exit codes, files, wrong arguments. No time is asked for.
-# Usage: command_test.sh path/to/attest
+# Usage: command_test.sh path/to/attest attest-backend-lazy.so
 set -uo pipefail
 
-attest=$(realpath "$1")
+attest=$(realpath "$1") lazy=$(realpath "$2")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -19,7 +19,7 @@ ends() {
   if [[ ! $code =~ ^($wanted)$ ]]; then
     printf 'FAILED: attest bench %s: exit code %s, wanted %s: %s\n' "$*" "$code" "$wanted" "$(cat err.txt)"
     failures=$((failures + 1))
-  elif ! cat out.txt err.txt | grep -qF -- "$part"; then
+  elif ! grep -qF -- "$part" out.txt err.txt; then
     printf 'FAILED: attest bench %s: "%s" is not in: %s\n' "$*" "$part" "$(cat out.txt err.txt)"
     failures=$((failures + 1))
   fi
@@ -53,6 +53,66 @@ ends 2 '--backend: does nothing for' -b template compare a.json b.json
 ends 2 '--ab: does nothing for' --ab overhead
 ends 2 'is a folder' --backend template "${quick[@]}" --out .
 ends 2 'nothing/x.json' --backend template "${quick[@]}" --out /proc/nothing/x.json
+
+# What a backend may do to the process that it runs in. The shapes before it are kept, with all backends' numbers.
+failed() {
+  echo "FAILED: $*"
+  failures=$((failures + 1))
+}
+two=(--backend template --backend "$lazy,plan=2,at=3,trick=")
+for trick in exit quick_exit hang; do
+  message='exit() was called' limit=()
+  if [[ $trick == hang ]]; then message='gave up after 4 s (--timeout)' limit=(--timeout 4); fi
+  message+=' while this ran: decode/b1_h4-2_d16_c64_f32, validating lazy'
+  rm -f kept.json
+  ends 1 "$message" "${two[@]/%trick=/trick=$trick}" "${limit[@]}" "${quick[@]}" --filter decode --out kept.json
+  grep -qF 'the shapes before it are in kept.json' err.txt || failed "$trick: kept.json is not named: $(cat err.txt)"
+  "$attest" bench report kept.json >report.txt 2>&1 || failed "$trick: kept.json is broken: $(cat report.txt)"
+  [[ $(grep -c '^decode/' report.txt) == 1 ]] || failed "$trick: wanted one shape: $(cat report.txt)"
+  grep -qE '^  template cold' report.txt || failed "$trick: the other backend is missing: $(cat report.txt)"
+done
+ends 1 'no results are kept' --backend "$lazy,trick=exit" "${quick[@]}"
+ends 1 'while this ran: the closing of backends' --backend "$lazy,trick=hang_close" --timeout 4 "${quick[@]}" \
+  --filter decode
+ends 2 '--timeout' --backend template "${quick[@]}" --timeout 0
+
+# A signal while it hangs in its turn: memory for one copy of the cache means two steps before the first turn.
+one_copy=(--shapes shapes.json --seconds 0.02 --rounds 8 --memory 0.00001 --filter c32)
+# signalled code "part of the output" signal...
+signalled() {
+  local wanted=$1 part=$2 code
+  shift 2
+  "$attest" bench --backend "$lazy,trick=hang,at=3" "${one_copy[@]}" >out.txt 2>err.txt &
+  local pid=$!
+  for ((i = 0; i < 600; ++i)); do
+    grep -qF 'lazy: hangs' err.txt && break
+    sleep 0.1
+  done
+  {  # without the shell's own word about a crash
+    for signal; do
+      kill -s "$signal" $pid
+      sleep 0.2
+    done
+    wait $pid
+    code=$?
+  } 2>/dev/null
+  [[ $code == "$wanted" ]] || failed "$*: exit code $code, wanted $wanted: $(cat err.txt)"
+  grep -qF "$part" err.txt || failed "$*: \"$part\" is not in: $(cat err.txt)"
+}
+signalled $((128 + 6)) 'SIGABRT while this ran: decode/b1_h4-2_d16_c32_f32, round 1 of 8, lazy ' ABRT
+signalled $((128 + 15)) 'once more: at once' TERM TERM
+
+# UNSUPPORTED is a refusal in the first step of a plan, and no other.
+ends 5 'unsupported: this step is not to its taste' --backend "$lazy,trick=refuse" "${quick[@]}" --filter c64
+ends 0 'unsupported: this step is not to its taste' --backend "$lazy,trick=refuse" --backend template "${quick[@]}" \
+  --filter c64
+for step in 2 3; do
+  ends 1 'a step failed: UNSUPPORTED after others were done' --backend "$lazy,trick=refuse,at=$step" "${one_copy[@]}"
+done
+
+# Memory for few copies only.
+ends 0 'may be warm' report a.json
+grep -qF 'may be warm' a.html || failed 'the page does not mark cold steps over too few copies'
 grep -q '<svg' a.html || { echo 'FAILED: the page has no chart'; failures=$((failures + 1)); }
 
 [ "$failures" -eq 0 ] && echo 'all as wanted'

@@ -46,6 +46,7 @@ class Measurement {
     result_.shape = shape;
     result_.cost = cost_of(shape);
     result_.copies = copies;
+    result_.copies_wanted = copies_wanted(shape, last_cache());
     const bool hot_too = shape.is_decode();  // A prefill computes: where its cache lay hardly shows.
     result_.series.reserve(backends.size() * 2);
     for (const auto& backend : backends) {
@@ -67,12 +68,14 @@ class Measurement {
     }
     std::mt19937_64 random(settings_.seed);
     for (int64_t round = 0; round < rounds; ++round) {
-      progress_(fmt::format("round {} of {}", round + 1, rounds));
+      const std::string now = fmt::format("round {} of {}", round + 1, rounds);
       for (size_t i = items_.size(); i > 1; --i) std::swap(items_[i - 1], items_[random() % i]);
       for (Item& item : items_) {
         if (item.backend == nullptr) {
+          progress_(now, "the ceilings");
           ceiling_turn(item);
         } else if (item.series->wrong.empty()) {
+          progress_(now, fmt::format("{} {}", item.series->backend, name(item.temperature)));
           backend_turn(item);
         }
       }
@@ -105,7 +108,7 @@ class Measurement {
       item.steps = cold->steps;
       return;
     }
-    progress_(fmt::format("{}: validating", series.backend));
+    progress_(fmt::format("validating {}", series.backend), "");
     let_threads_rest();  // Threads of the backend before are none of this one's.
     const auto threads = threads_now();
     series.wrong = item.backend->prepare(workload_);
@@ -165,6 +168,7 @@ class Measurement {
     reference_.emplace(workload_);
     for (Item& item : items_) {
       if (item.backend == nullptr || !item.series->wrong.empty()) continue;
+      progress_(fmt::format("validating {} again", item.series->backend), "");
       let_threads_rest();
       item.backend->take_core();
       for (int step = 0; step < 2 && item.series->wrong.empty(); ++step) {
@@ -272,13 +276,16 @@ int64_t last_cache() {
   return 32 << 20;
 }
 
-size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
-  const int64_t bytes = cache_bytes(shape);
-  const int64_t fit = memory / std::max<int64_t>(bytes, 1);
+size_t copies_wanted(const Shape& shape, int64_t last_cache) {
   // What a step reads counts, and of that a skewed batch has less than its cache takes.
   const auto read = std::max<int64_t>(static_cast<int64_t>(cost_of(shape).kv_bytes), 1);
-  const int64_t wanted = std::clamp<int64_t>((5 * last_cache + read - 1) / read, 1, 4096);
-  return static_cast<size_t>(std::min(wanted, fit));
+  return static_cast<size_t>(std::max<int64_t>((5 * last_cache + read - 1) / read, 1));
+}
+
+size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory) {
+  constexpr size_t most = 4096;
+  const auto fit = static_cast<size_t>(memory / std::max<int64_t>(cache_bytes(shape), 1));
+  return std::min({copies_wanted(shape, last_cache), fit, most});
 }
 
 Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& backends, const Cores& cores,

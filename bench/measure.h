@@ -49,6 +49,7 @@ struct Measured {
   Shape shape;
   Cost cost;
   size_t copies = 0;
+  size_t copies_wanted = 0;  ///< With fewer, cold steps may find a part of their cache in the last cache.
   Ceiling ceiling;
   std::vector<Series> series;
 };
@@ -62,10 +63,13 @@ Bound bound_of(const Measured& measured, Temperature temperature);
 
 /// Size of the last cache of this machine in bytes.
 int64_t last_cache();
-/// Copies that make a cache cold: five times the last cache, within `memory`; 0 if not even one fits.
+/// Copies that make a cache cold: what their steps read is five times the last cache.
+size_t copies_wanted(const Shape& shape, int64_t last_cache);
+/// As many of these as there may be, within `memory`; 0 if not even one fits.
 size_t copies_for(const Shape& shape, int64_t last_cache, int64_t memory);
 
-using Progress = std::function<void(const std::string&)>;
+/// Called before each turn: what is done, and whose turn it is, or nothing where `what` says so.
+using Progress = std::function<void(const std::string& what, const std::string& who)>;
 Measured measure(const Shape& shape, std::vector<std::unique_ptr<Participant>>& backends, const Cores& cores,
                  Team& team, const Settings& settings, const Progress& progress);
 

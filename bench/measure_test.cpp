@@ -2,9 +2,12 @@
 // The measurement end to end on small shapes. Nothing here asks how long anything took.
 #include "bench/measure.h"
 
+#include <fmt/format.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstring>
+#include <map>
 #include <numeric>
 
 #include "bench/ceiling.h"
@@ -29,7 +32,7 @@ Measured measured(const Shape& shape, const std::vector<std::string>& backends, 
   const Cores cores;
   auto opened = open_all(backends, cores);
   Team team(cores);
-  const Measured result = measure(shape, opened, cores, team, settings, [](const std::string&) {});
+  const Measured result = measure(shape, opened, cores, team, settings, [](const auto&...) {});
   cores.release(0);
   return result;
 }
@@ -85,6 +88,41 @@ TEST_CASE("A backend that leaves out work once it was checked gets no number, ne
   }
 }
 
+TEST_CASE("UNSUPPORTED is a refusal in a plan's first step, and a failure in any other") {
+  const auto wrong_at = [](int step) {
+    Settings settings = quick();
+    settings.memory = 20000;  // One copy of the cache: two steps before the rounds.
+    const Measured result =
+        measured(shape_of(R"("set": "decode", )" + kSmall),
+                 {fmt::format("{},trick=refuse,at={}", ATTEST_LAZY, step), ATTEST_TEMPLATE}, settings);
+    REQUIRE(result.copies == 1);
+    REQUIRE(result.series.size() == 4);
+    CHECK(result.series[1].wrong == result.series[0].wrong);
+    CHECK(result.series[0].rounds.empty());
+    CHECK(result.series[1].rounds.empty());
+    CHECK(result.series[2].wrong == "");
+    return result.series[0].wrong;
+  };
+  CHECK(wrong_at(1) == "unsupported: this step is not to its taste");
+  CHECK(wrong_at(2) == "a step failed: UNSUPPORTED after others were done: this step is not to its taste");
+  CHECK(wrong_at(3) == "a step failed: UNSUPPORTED after others were done: this step is not to its taste");
+}
+
+TEST_CASE("Each turn is announced with whose it is") {
+  const Cores cores;
+  auto opened = open_all({ATTEST_TEMPLATE}, cores);
+  Team team(cores);
+  std::map<std::string, int> words;
+  measure(shape_of(R"("set": "decode", )" + kSmall), opened, cores, team, quick(),
+          [&](const std::string& what, const std::string& who) { ++words[who.empty() ? what : who]; });
+  cores.release(0);
+  CHECK(words["validating template"] == 1);
+  CHECK(words["template cold"] == 6);
+  CHECK(words["template hot"] == 6);
+  CHECK(words["the ceilings"] == 18);
+  CHECK(words["validating template again"] == 2);
+}
+
 TEST_CASE("The same backend twice has two labels") {
   const Measured result = measured(shape_of(R"("set": "prefill", )" + kSmall), {ATTEST_TEMPLATE, ATTEST_TEMPLATE});
   CHECK(result.series[0].backend == "template");
@@ -105,6 +143,10 @@ TEST_CASE("Copies make five times the last cache, where memory allows") {
   CHECK(copies_for(shape, 1 << 20, int64_t{16} << 30) == 1);
   CHECK(copies_for(shape, 32 << 20, 130 << 20) == 2);
   CHECK(copies_for(shape, 32 << 20, 1 << 20) == 0);
+  CHECK(copies_wanted(shape, 32 << 20) == 3);
+  const Shape small = shape_of(R"("set": "decode", "query_heads": 1, "head_dim": 1, "context": 16)");  // 128 bytes
+  CHECK(copies_for(small, 32 << 20, int64_t{16} << 30) == 4096);
+  CHECK(copies_wanted(small, 32 << 20) == 5 * (32 << 20) / 128);
 }
 
 /// A step done by a right backend, to be spoilt.

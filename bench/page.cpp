@@ -31,6 +31,7 @@ h3 { margin: 0 0 4px; font-size: 14px; overflow-wrap: anywhere; } p { margin: 0;
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .wide { overflow-x: auto; padding: 0; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
+circle.warm { fill: var(--card); stroke-width: 2; }
 .rule { stroke: var(--line); } .ceiling { stroke: var(--ink); stroke-dasharray: 5 4; fill: none; }
 .legend { font-size: 13px; color: var(--soft); } .legend span { margin-right: 14px; white-space: nowrap; }
 .legend i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle; }
@@ -39,11 +40,6 @@ th, td { padding: 5px 9px; text-align: left; border-top: 1px solid var(--line); 
 thead th { border-top: 0; color: var(--soft); font-weight: 600; } .n { text-align: right; }
 .bad { color: var(--bad); white-space: normal; }
 )css";
-
-double counter(const Result& result, const char* name) {
-  const auto found = result.counters.find(name);
-  return found == result.counters.end() ? 0 : found->second;
-}
 
 std::string safe(const std::string& text) {
   return escape_text(printable(text));
@@ -59,6 +55,7 @@ std::string without_context(const std::string& shape) {
 
 struct Point {
   double context, value, ceiling;
+  std::string warm;  ///< What is to be said of cold steps over too few copies.
 };
 struct Chart {
   std::string title;
@@ -78,6 +75,12 @@ double round_top(double largest) {
 
 size_t colour_of(const std::set<std::string>& backends, const std::string& backend) {
   return static_cast<size_t>(std::distance(backends.begin(), backends.find(backend))) % 6;
+}
+
+/// "5 copies of 16, may be warm"
+std::string warmth(const Result& result) {
+  if (!result.maybe_warm()) return {};
+  return fmt::format("{} copies of {}, may be warm", result.counter("copies"), result.counter("copies_wanted"));
 }
 
 std::string draw(const Chart& chart, const std::set<std::string>& backends) {
@@ -126,15 +129,18 @@ std::string draw(const Chart& chart, const std::set<std::string>& backends) {
   }
   for (const auto& [backend, points] : chart.lines) {
     const size_t colour = colour_of(backends, backend);
-    std::vector<std::pair<double, double>> places;
-    for (const Point& point : points) places.emplace_back(point.context, point.value);
-    std::sort(places.begin(), places.end());
-    line(fmt::format("fill=\"none\" stroke=\"var(--b{})\" stroke-width=\"2\"", colour), places);
-    for (const auto& [context, value] : places) {
+    std::vector<Point> places = points;
+    std::sort(places.begin(), places.end(), [](const Point& a, const Point& b) { return a.context < b.context; });
+    std::vector<std::pair<double, double>> corners;
+    for (const Point& point : places) corners.emplace_back(point.context, point.value);
+    line(fmt::format("fill=\"none\" stroke=\"var(--b{})\" stroke-width=\"2\"", colour), corners);
+    for (const Point& point : places) {
       text += fmt::format(
-          "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"var(--b{})\"><title>{}: {:.1f} {} at {:g}"
+          "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" {}=\"var(--b{})\"><title>{}: {:.1f} {} at {:g}{}"
           "</title></circle>\n",
-          x(context), y(value), colour, safe(backend), value, chart.memory ? "GB/s" : "GFLOP/s", context);
+          x(point.context), y(point.value), point.warm.empty() ? "fill" : "class=\"warm\" stroke", colour,
+          safe(backend), point.value, chart.memory ? "GB/s" : "GFLOP/s", point.context,
+          point.warm.empty() ? "" : ": " + point.warm);
     }
   }
   return text + "</svg>\n";
@@ -146,22 +152,27 @@ std::string legend(const Chart& chart, const std::set<std::string>& backends) {
     text += fmt::format("<span><i style=\"background:var(--b{})\"></i>{}</span>", colour_of(backends, backend),
                         safe(backend));
   }
-  return text + "<span>┄ ceiling of the same run</span></div>";
+  const bool warm = std::any_of(chart.lines.begin(), chart.lines.end(), [](const auto& line) {
+    return std::any_of(line.second.begin(), line.second.end(), [](const Point& p) { return !p.warm.empty(); });
+  });
+  return text + "<span>┄ ceiling of the same run</span>" +
+         (warm ? "<span>○ too few copies of the cache: may be warm</span>" : "") + "</div>";
 }
 
 std::vector<Chart> charts_of(const Results& results) {
   std::vector<Chart> charts;
   for (const Result& result : results.list) {
-    if (!result.wrong.empty() || counter(result, "real_time") <= 0) continue;
+    if (!result.wrong.empty() || result.counter("real_time") <= 0) continue;
     const bool memory = result.set == "decode" || result.set == "layer";
     const std::string title =
         fmt::format("{} · {} · {}", result.set, without_context(result.shape), result.temperature);
     auto found = std::find_if(charts.begin(), charts.end(), [&](const Chart& chart) { return chart.title == title; });
     if (found == charts.end()) found = charts.insert(charts.end(), Chart{title, memory, {}});
     // Bytes that must move over the time; the ceiling in the same unit, whichever of the two it comes from.
-    const double work = counter(result, memory ? "bytes" : "flops") / 1e3;
-    const double value = work / counter(result, "real_time"), share = counter(result, "ceiling_share");
-    found->lines[result.backend].push_back({counter(result, "context"), value, share > 0 ? value / share : 0});
+    const double work = result.counter(memory ? "bytes" : "flops") / 1e3;
+    const double value = work / result.counter("real_time"), share = result.counter("ceiling_share");
+    found->lines[result.backend].push_back(
+        {result.counter("context"), value, share > 0 ? value / share : 0, warmth(result)});
   }
   return charts;
 }
@@ -173,26 +184,38 @@ std::string table(const Results& results) {
       "<th class=\"n\">tokens/s</th><th class=\"n\">KV GB/s</th><th class=\"n\">GFLOP/s</th><th class=\"n\">of ceiling"
       "</th></tr></thead><tbody>\n";
   std::string last;
+  bool warm = false;
   for (const Result& result : results.list) {
     const std::string shape = safe(result.set) + "/" + safe(result.shape);
-    text += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td>", shape == last ? "" : shape, safe(result.backend),
+    text += fmt::format("<tr><td>{}</td><td>{}</td><td>{}", shape == last ? "" : shape, safe(result.backend),
                         safe(result.temperature));
+    if (result.maybe_warm()) {
+      text += fmt::format(" * <small>{} of {}</small>", result.counter("copies"), result.counter("copies_wanted"));
+      warm = true;
+    }
+    text += "</td>";
     last = shape;
     if (!result.wrong.empty()) {
       text += fmt::format("<td class=\"bad\" colspan=\"9\">no number: {}</td></tr>\n", safe(result.wrong));
       continue;
     }
     for (const char* name : {"real_time", "p95_us", "p99_us", "min_us"}) {
-      text += fmt::format("<td class=\"n\">{}</td>", digits(counter(result, name)));
+      text += fmt::format("<td class=\"n\">{}</td>", digits(result.counter(name)));
     }
-    text += fmt::format("<td class=\"n\">{:.0f}</td>", counter(result, "n"));
+    text += fmt::format("<td class=\"n\">{:.0f}</td>", result.counter("n"));
     for (const char* name : {"tokens_per_second", "kv_gb_per_second", "gflops"}) {
-      text += fmt::format("<td class=\"n\">{}</td>", digits(counter(result, name)));
+      text += fmt::format("<td class=\"n\">{}</td>", digits(result.counter(name)));
     }
-    text += fmt::format("<td class=\"n\">{:.0f} % {}</td></tr>\n", 100 * counter(result, "ceiling_share"),
-                        counter(result, "ceiling_is_memory") > 0 ? "read" : "FMA");
+    text += fmt::format("<td class=\"n\">{:.0f} % {}</td></tr>\n", 100 * result.counter("ceiling_share"),
+                        result.counter("ceiling_is_memory") > 0 ? "read" : "FMA");
   }
-  return text + "</tbody></table></div>\n";
+  text += "</tbody></table></div>\n";
+  if (warm) {
+    text +=
+        "<p>* So many copies of the cache only, of those that make it cold (five times the last cache): may be "
+        "warm.</p>\n";
+  }
+  return text;
 }
 
 }  // namespace

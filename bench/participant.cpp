@@ -52,6 +52,7 @@ Participant::~Participant() {
 
 std::string Participant::prepare(const Workload& workload) {
   release();
+  answered_ = false;
   cores_.release(0);
   const Answer answer =
       ask([&](attest_message* m) { return table().prepare(context_, &workload.problem(), &plan_, m); });
@@ -86,7 +87,7 @@ void Participant::take_core() const {
   }
 }
 
-Participant::Timed Participant::step(const Workload& workload, size_t copy) const {
+Participant::Timed Participant::step(const Workload& workload, size_t copy) {
   using Clock = std::chrono::steady_clock;
   const attest_step& step = workload.step(copy);
   const attest_backend& table = library_->table();
@@ -94,9 +95,13 @@ Participant::Timed Participant::step(const Workload& workload, size_t copy) cons
   const Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
-  if (answer.status != ATTEST_OK) {
-    // Some find out only in a step, as about the order of a cache in memory.
-    timed.wrong = fmt::format("{}: {}", answer.status == ATTEST_UNSUPPORTED ? "unsupported" : "a step failed",
+  if (answer.status == ATTEST_OK) {
+    answered_ = true;
+  } else if (answer.status != ATTEST_UNSUPPORTED) {
+    timed.wrong = fmt::format("a step failed: {}", printable(answer.message));
+  } else {
+    // No problem says in which order a cache lies in memory: some find out only in a step.
+    timed.wrong = fmt::format("{}: {}", answered_ ? "a step failed: UNSUPPORTED after others were done" : "unsupported",
                               printable(answer.message));
   }
   return timed;

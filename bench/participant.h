@@ -39,8 +39,9 @@ class Participant {
     double microseconds = 0;
     std::string wrong;  ///< Empty, or why there is no result.
   };
-  /// One step, timed by the caller's clock: append and attend.
-  Timed step(const Workload& workload, size_t copy) const;
+  /// One step, timed by the caller's clock: append and attend. UNSUPPORTED is a refusal of the problem in a plan's
+  /// first step only; whoever has answered one has failed.
+  Timed step(const Workload& workload, size_t copy);
 
  private:
   std::string label_;
@@ -48,6 +49,7 @@ class Participant {
   std::unique_ptr<BackendLibrary> library_;
   attest_context* context_ = nullptr;
   attest_plan* plan_ = nullptr;
+  bool answered_ = false;  ///< The plan has done a step.
   std::vector<pid_t> threads_;
 };
 

@@ -57,6 +57,7 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   count("bytes", measured.cost.bytes);
   count("flops", measured.cost.flops);
   count("copies", static_cast<double>(measured.copies));
+  count("copies_wanted", static_cast<double>(measured.copies_wanted));
   return run;
 }
 
@@ -187,6 +188,15 @@ std::vector<double> Result::medians() const {
   std::vector<double> all;
   for (const auto& round : rounds) all.push_back(median(round));
   return all;
+}
+
+double Result::counter(const std::string& counter_name) const {
+  const auto found = counters.find(counter_name);
+  return found == counters.end() ? 0 : found->second;
+}
+
+bool Result::maybe_warm() const {
+  return temperature == "cold" && wrong.empty() && counter("copies") < counter("copies_wanted");
 }
 
 Results parse_results(std::string_view text, std::string_view place) {

@@ -36,6 +36,10 @@ struct Result {
   std::vector<std::vector<double>> rounds;  ///< Microseconds; empty where there is no number.
 
   [[nodiscard]] std::vector<double> medians() const;
+  /// 0 where there is none.
+  [[nodiscard]] double counter(const std::string& counter_name) const;
+  /// Cold steps over fewer copies of the cache than make it cold: what is called cold may be warm.
+  [[nodiscard]] bool maybe_warm() const;
 };
 struct Results {
   std::map<std::string, std::string> context;

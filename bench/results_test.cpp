@@ -186,6 +186,34 @@ TEST_CASE("Two runs compare series by series, and what is missing is NOT_MEASURE
   CHECK_THAT(comparison_table(list), ContainsSubstring("time +20.0 %"));
 }
 
+TEST_CASE("Cold steps over too few copies of the cache are marked, in table and page") {
+  const auto shown = [](size_t copies_wanted) {
+    std::vector<Measured> list = invented();
+    list[0].copies_wanted = copies_wanted;
+    list[0].series.push_back(list[0].series[0]);
+    list[0].series.back().temperature = Temperature::hot;
+    const Results results = parse_results(results_json(list, {}), "test");
+    return std::pair(results_table(results), results_page(results));
+  };
+  const auto [table, page] = shown(16);
+  CHECK_THAT(table, ContainsSubstring("  mine      cold* "));
+  CHECK_THAT(table, ContainsSubstring("  mine      hot   "));
+  // At the end of its shape, and of no other.
+  CHECK_THAT(table, ContainsSubstring("\n  * 3 copies of the cache only, of 16 that make it cold: may be warm\n\n"));
+  CHECK(table.find("may be warm") == table.rfind("may be warm"));
+  CHECK_THAT(page, ContainsSubstring("cold * <small>3 of 16</small>"));
+  CHECK_THAT(page, ContainsSubstring("hot</td>"));
+  CHECK_THAT(page, ContainsSubstring("<p>* So many copies of the cache only"));
+  CHECK_THAT(page, ContainsSubstring("at 512: 3 copies of 16, may be warm</title>"));
+  CHECK_THAT(page, !ContainsSubstring("at 2048: "));
+
+  for (const size_t enough : {0, 3}) {  // 0: a file from before this was kept
+    const auto [unmarked, page_of] = shown(enough);
+    CHECK_THAT(unmarked, !ContainsSubstring("*"));
+    CHECK_THAT(page_of, !ContainsSubstring("may be warm"));
+  }
+}
+
 TEST_CASE("Table and page name every series, and no name forges either") {
   const Results results = parse_results(results_json(invented(), {}), "test");
   const std::string table = results_table(results);

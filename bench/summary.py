@@ -50,6 +50,9 @@ def checked_entry(entry, place):
     for field in ("real_time", "ceiling_us", "ceiling_share"):
         value = entry.get(field)
         wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
+    for field in ("copies", "copies_wanted"):
+        value = entry.get(field, 0)
+        wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
 
 
 def checked_rounds(rounds, place):
@@ -118,6 +121,18 @@ def cell(text):
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
+def temperature_of(cells, temperature):
+    """With the copies of the cache that cold steps went over, where these are too few to be surely cold."""
+    few = {
+        (entry["copies"], entry["copies_wanted"])
+        for entry in cells
+        if entry.get("copies", 0) < entry.get("copies_wanted", 0)
+    }
+    if temperature != "cold" or not few:
+        return temperature
+    return f"{temperature}* " + ", ".join(f"{copies:.0f} of {wanted:.0f}" for copies, wanted in sorted(few))
+
+
 def tables(whole):
     """Markdown: a table for each set, a row for each shape and temperature."""
     backends, sets, reasons = [], {}, {}
@@ -126,7 +141,7 @@ def tables(whole):
         if backend not in backends:
             backends.append(backend)
         sets.setdefault(kind, {}).setdefault((shape, temperature), {})[backend] = entry
-    lines = []
+    lines, warm = [], False
     for kind, rows in sets.items():
         lines += [f"## {kind}", "", "|shape| |ceiling, µs|" + "|".join(map(cell, backends)) + "|",
                   "|-|-|-:|" + "-:|" * len(backends)]
@@ -134,7 +149,9 @@ def tables(whole):
             good = {b: e for b, e in cells.items() if not e.get("error_occurred")}
             fastest = min(good, key=lambda b: good[b]["real_time"], default=None)
             ceiling = digits(good[fastest]["ceiling_us"]) if good else ""
-            line = f"|{cell(shape)}|{temperature}|{ceiling}|"
+            marked = temperature_of(good.values(), temperature)
+            warm = warm or marked != temperature
+            line = f"|{cell(shape)}|{marked}|{ceiling}|"
             for backend in backends:
                 entry = cells.get(backend)
                 if entry is None:
@@ -149,6 +166,11 @@ def tables(whole):
                 line += cell(text) + "|"
             lines.append(line)
         lines.append("")
+    if warm:
+        lines += [
+            "\\* So many copies of the cache only, of those that make it cold (five times the last cache): may be warm.",
+            "",
+        ]
     if reasons:
         lines += ["No number:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()] + [""]

@@ -6,19 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <utility>
 
 #include "runner/markup.h"
 
 namespace attest::bench {
-namespace {
-
-double counter(const Result& result, const char* name) {
-  const auto found = result.counters.find(name);
-  return found == result.counters.end() ? 0 : found->second;
-}
-
-}  // namespace
-
 std::string digits(double value) {
   if (value == 0) return "-";
   const int before = static_cast<int>(std::floor(std::log10(std::abs(value)))) + 1;
@@ -30,9 +22,9 @@ namespace {
 /// More than a fifth above the ceiling is no feat: something else used the machine while the ceiling was measured.
 std::string share_of_ceiling(const Result& result) {
   constexpr double most = 1.2;
-  const double share = counter(result, "ceiling_share");
+  const double share = result.counter("ceiling_share");
   if (share > most) return "? the ceiling was disturbed";
-  return fmt::format("{:>4.0f} % {}", 100 * share, counter(result, "ceiling_is_memory") > 0 ? "of read" : "of FMA");
+  return fmt::format("{:>4.0f} % {}", 100 * share, result.counter("ceiling_is_memory") > 0 ? "of read" : "of FMA");
 }
 
 }  // namespace
@@ -40,26 +32,31 @@ std::string share_of_ceiling(const Result& result) {
 std::string results_table(const Results& results) {
   size_t widest = 8;
   for (const Result& result : results.list) widest = std::max(widest, width(result.backend));
-  std::string text, title;
+  std::string text, title, note;
   for (const Result& result : results.list) {
     if (const std::string now = result.set + "/" + result.shape; now != title) {
       title = now;
-      text += fmt::format("{}{}\n  {:<{}} {:<4} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n",
+      text += std::exchange(note, "");
+      text += fmt::format("{}{}\n  {:<{}} {:<5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n",
                           text.empty() ? "" : "\n", title, "backend", widest, "", "median us", "p95", "p99", "min", "n",
                           "tokens/s", "KV GB/s", "GFLOP/s", "ceiling");
     }
-    text += fmt::format("  {:<{}} {:<4} ", printable(result.backend), widest, result.temperature);
+    if (result.maybe_warm()) {
+      note = fmt::format("  * {} copies of the cache only, of {} that make it cold: may be warm\n",
+                         result.counter("copies"), result.counter("copies_wanted"));
+    }
+    text += fmt::format("  {:<{}} {:<5} ", printable(result.backend), widest,
+                        result.temperature + (result.maybe_warm() ? "*" : ""));
     if (!result.wrong.empty()) {
       text += fmt::format("no number: {}\n", printable(result.wrong));
       continue;
     }
-    text += fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {}\n", digits(counter(result, "real_time")),
-                        digits(counter(result, "p95_us")), digits(counter(result, "p99_us")),
-                        digits(counter(result, "min_us")), counter(result, "n"),
-                        digits(counter(result, "tokens_per_second")), digits(counter(result, "kv_gb_per_second")),
-                        digits(counter(result, "gflops")), share_of_ceiling(result));
+    const auto figure = [&](const char* name) { return digits(result.counter(name)); };
+    text += fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {}\n", figure("real_time"), figure("p95_us"),
+                        figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
+                        figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
   }
-  return text;
+  return text + note;
 }
 
 std::vector<Compared> compare_results(const Results& baseline, const Results& candidate, double threshold,

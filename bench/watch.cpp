@@ -97,12 +97,12 @@ void on_fatal(int signal, siginfo_t* info, void* /*context*/) {
 
 void on_stop(int signal) {
   stop_signal.store(signal);
-  put("\nattest bench: stops after this round; once more: at once\n");
+  put("\nattest bench: stops after this turn; once more: at once\n");
   for (const int one : kStops) ::sigaction(one, &before[static_cast<size_t>(one)], nullptr);
 }
 
 void on_exit() {
-  if (!alive.load() || !armed.load()) return;
+  if (!alive.load()) return;
   tell("exit() was called");
   ::_exit(1);
 }
@@ -192,7 +192,7 @@ void Watch::look() {
     } else if (Clock::now() < end) {
       next = end;
     } else {
-      tell(fmt::format("gave up after {:.0f} s", limit_).c_str());
+      tell(fmt::format("gave up after {:g} s (--timeout)", limit_).c_str());
       ::_exit(1);
     }
   }

@@ -15,8 +15,8 @@ namespace attest::bench {
 
 /// One at a time. While it lives:
 /// - a fatal signal says what was running, and then does what it would have done;
-/// - exit() between now() and idle() says so and ends with 1 (_exit() cannot be caught);
-/// - what takes longer than `limit` seconds after now() ends the process, with a message and 1;
+/// - exit() says so and ends with 1 (_exit() cannot be caught);
+/// - what takes longer than `limit` seconds from now() to the next or to idle() ends the process, with a message and 1;
 /// - SIGINT and SIGTERM set stopped(); the second of them ends at once.
 class Watch {
  public:

@@ -34,6 +34,7 @@ struct Arguments {
   fs::path out, file, other;
   Settings settings;
   double memory_gib = 0, threshold = 0.02;
+  double timeout = 0;  ///< 0: patience() says.
   bool ab = false, aa = false, list = false;
 };
 
@@ -44,8 +45,9 @@ class Teller {
     shape_ = text;
     if (!terminal_) std::fprintf(stderr, "%s\n", text.c_str());
   }
-  void detail(const std::string& text) const {
-    if (terminal_) std::fprintf(stderr, "\r\033[K%s: %s", shape_.c_str(), text.c_str());
+  void detail(const std::string& text) {
+    if (terminal_ && text != detail_) std::fprintf(stderr, "\r\033[K%s: %s", shape_.c_str(), text.c_str());
+    detail_ = text;
   }
   void done() const {
     if (terminal_) std::fprintf(stderr, "\r\033[K");
@@ -53,7 +55,7 @@ class Teller {
 
  private:
   bool terminal_ = ::isatty(STDERR_FILENO) == 1;
-  std::string shape_;
+  std::string shape_, detail_;
 };
 
 std::string first_line(const char* path) {
@@ -100,7 +102,7 @@ std::vector<Shape> shapes_of(const Arguments& arguments) {
   return shapes;
 }
 
-/// What stops a measurement between two rounds.
+/// What stops a measurement between two turns.
 struct Stopped {};
 
 /// Exit code of a run that SIGINT or SIGTERM stopped.
@@ -119,11 +121,10 @@ void try_place(const fs::path& out) {
   fs::remove(trial, ignored);
 }
 
-/// Seconds that may pass between two words of measure(): a backend's begin or a round. Beyond any that is well.
-double patience(const Settings& settings, size_t backends) {
-  const auto turns = static_cast<double>(2 * backends + 3);  // cold and hot, and the ceilings
-  const double round = turns * (2 * settings.step_limit + 2 * settings.seconds / static_cast<double>(settings.rounds));
-  return std::max({60.0, 10 * settings.step_limit, round}) + settings.seconds;
+/// Seconds that may pass between two words of measure(): a backend's begin or a turn. Beyond any that is well.
+double patience(const Arguments& arguments) {
+  if (arguments.timeout > 0) return arguments.timeout;
+  return std::max(60.0, 10 * arguments.settings.step_limit) + 2 * arguments.settings.seconds;
 }
 
 struct Run {
@@ -136,13 +137,11 @@ Run measure_all(const Arguments& arguments, const std::vector<std::string>& give
   const std::vector<Shape> shapes = shapes_of(arguments);
   if (!out.empty()) try_place(out);
   const Cores cores;
-  Watch watch(patience(arguments.settings, given.size()));
+  Watch watch(patience(arguments));
   watch.now("the opening of backends");
   bind_openmp();
   auto backends = open_all(given, cores);
   watch.idle();
-  std::string labels;
-  for (const auto& backend : backends) labels += (labels.empty() ? "" : ", ") + backend->label();
   Team team(cores);
   auto facts = facts_of(backends, arguments.settings, cores);
   Teller teller;
@@ -153,11 +152,12 @@ Run measure_all(const Arguments& arguments, const std::vector<std::string>& give
     const std::string name = fmt::format("{}/{}", shapes[i].set, shapes[i].name);
     teller.shape(fmt::format("[{}/{}] {}", i + 1, shapes.size(), name));
     try {
-      measured.push_back(measure(shapes[i], backends, cores, team, arguments.settings, [&](const std::string& what) {
+      const Progress progress = [&](const std::string& what, const std::string& who) {
         if (Watch::stopped()) throw Stopped{};
-        watch.now(fmt::format("{}, {} (of {})", name, what, labels));
+        watch.now(fmt::format("{}, {}{}{}", name, what, who.empty() ? "" : ", ", who));
         teller.detail(what);
-      }));
+      };
+      measured.push_back(measure(shapes[i], backends, cores, team, arguments.settings, progress));
     } catch (const Stopped&) {
       break;
     }
@@ -178,6 +178,7 @@ Run measure_all(const Arguments& arguments, const std::vector<std::string>& give
   teller.done();
   run.stopped = Watch::stopped();
   if (!text.empty()) run.results = parse_results(text, "results");
+  watch.now("the closing of backends");
   return run;
 }
 
@@ -269,7 +270,7 @@ int run_overhead() {
   Settings settings;
   settings.validate = false;
   const Shape shape = shapes_from_json(R"({"shapes": [{"set": "decode", "context": 512}]})", "overhead").front();
-  const Measured measured = measure(shape, backends, cores, team, settings, [](const std::string&) {});
+  const Measured measured = measure(shape, backends, cores, team, settings, [](const auto&...) {});
   double most = 0;
   for (const Series& series : measured.series) {
     const Summary step = summarise(series.samples());
@@ -345,6 +346,11 @@ void add_bench_command(CLI::App& app, const Common& /*common*/, int& exit_code) 
   command
       ->add_option("--memory", arguments->memory_gib, "GiB for the copies of a cache (default: half of what is free)")
       ->check(within(0, 1e6));
+  command
+      ->add_option("--timeout", arguments->timeout,
+                   "Seconds for a backend's begin or turn; one that takes longer has hung, and the run ends\n"
+                   "(default: 60, or ten times --step-limit, and twice --seconds)")
+      ->check(within(0.001, 86400));
   command->add_option("--seed", settings.seed, "Of the order")->capture_default_str();
   command->add_option("--threshold", arguments->threshold, "The smallest difference that counts, as a share")
       ->check(within(0.0001, 10))

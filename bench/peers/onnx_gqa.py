@@ -97,7 +97,7 @@ class Plan:
         for name, given in (("query", step.query), ("key", step.key), ("value", step.value), ("output", step.output)):
             shape = (*rows, given[2][2] * given[2][3])
             if given[2][1] != queries and problem.batch > 1:
-                raise ValueError(f"{name}: ONNX Runtime has no form for padded tokens")
+                raise NotImplementedError(f"{name}: ONNX Runtime has no form for padded tokens")
             bind = binding.bind_output if name == "output" else binding.bind_input
             bind(name, "cpu", 0, kind, shape, compact(name, given))
         for name, given in (("key", step.cache_key), ("value", step.cache_value)):

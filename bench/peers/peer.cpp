@@ -10,9 +10,13 @@
 // A module has
 //   open(threads: int, options: dict[str, str]) -> context      options: those of OPTIONS, a tuple of names
 //   context.plan(problem: SimpleNamespace) -> plan               NotImplementedError: the problem is UNSUPPORTED
-//   plan.bind(step: SimpleNamespace) -> callable                 ValueError: the step is INVALID
+//   plan.bind(step: SimpleNamespace) -> callable                 NotImplementedError: UNSUPPORTED; ValueError: INVALID
 // bind makes its views of the step's memory; calling what it answers is the step: it appends and attends. The same
 // memory with the same lengths is bound only once, because a user of these libraries has his tensors at hand too.
+//
+// The ABI has UNSUPPORTED for `prepare` and `open`, but no problem says in which order a cache lies in memory, or how
+// long its sequences are. A library that cannot take these says so in a step: attest bench heeds it in a plan's first
+// one (spec/bench.md), attest certify never.
 #include <Python.h>
 #include <dlfcn.h>
 #include <sched.h>
@@ -280,11 +284,7 @@ class Peer {
       set(fields.get(), "query_start", numbers(extents.query_start));
       set(fields.get(), "key_start", numbers(extents.key_start));
       const Object space = namespace_of(fields);
-      try {
-        return checked(PyObject_CallMethod(plan_.get(), "bind", "O", space.get()));
-      } catch (const Unsupported& unsupported) {
-        throw Invalid(unsupported.what());  // only `prepare` may answer the other
-      }
+      return checked(PyObject_CallMethod(plan_.get(), "bind", "O", space.get()));
     }
 
     attest_problem problem_;

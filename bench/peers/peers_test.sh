@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # A peer in Python beside others in `attest bench`: right ones get numbers, in every form of a step; a wrong one, and a
 # problem that it does not do, get none. No time is asked for.
-# Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so
+# Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so [attest-backend-onnxruntime.so]
 set -uo pipefail
 
-attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3")
+attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3") onnxruntime=${4:+$(realpath "$4")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -20,7 +20,7 @@ ends() {
   if ((code != wanted)); then
     printf 'FAILED: attest bench %s: exit code %s, wanted %s: %s\n' "$*" "$code" "$wanted" "$(cat out.txt err.txt)"
     failures=$((failures + 1))
-  elif ! cat out.txt err.txt | grep -qF -- "$part"; then
+  elif ! grep -qF -- "$part" out.txt err.txt; then
     printf 'FAILED: attest bench %s: "%s" is not in: %s\n' "$*" "$part" "$(cat out.txt err.txt)"
     failures=$((failures + 1))
   fi
@@ -55,6 +55,21 @@ ends 0 'wrong' --backend "$wrong,factor=1" --shapes right.json "${quick[@]}"
 ends 2 'could not convert' --backend "$wrong,factor=much" --shapes right.json "${quick[@]}"
 ends 2 'has no such option' --backend "$numpy,factor=1" --shapes right.json "${quick[@]}"
 ends 0 'numpy' --backend "$numpy,threads=1" --shapes right.json "${quick[@]}"
+# What a problem does not say is refused in the first step; later it is a failure.
+refusal='no order in memory is good enough'
+ends 5 "no number: unsupported: $refusal" --backend "$wrong,refuses=1" --shapes right.json "${quick[@]}"
+ends 0 "no number: unsupported: $refusal" --backend "$numpy" --backend "$wrong,refuses=1" --shapes right.json \
+  "${quick[@]}"
+ends 1 "no number: a step failed: UNSUPPORTED after others were done: $refusal" --backend "$wrong,factor=1,refuses=2" \
+  --shapes right.json "${quick[@]}"
+
+# A library that has one order of a cache only learns about another in the first step.
+if [[ -n $onnxruntime ]]; then
+  ends 0 'GroupQueryAttention wants [1, 2, 48, 16] as its order in memory' --backend "$onnxruntime" \
+    --shapes right.json "${quick[@]}" --filter decode
+  grep -qE '_heads$' out.txt || { echo 'FAILED: no shape in its order'; failures=$((failures + 1)); }
+  grep -F 'no number' out.txt | grep -vF 'no number: unsupported: ' && failures=$((failures + 1))
+fi
 
 [ "$failures" -eq 0 ] && echo 'all as wanted'
 exit "$((failures > 0))"

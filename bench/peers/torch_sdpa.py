@@ -122,11 +122,7 @@ class Plan:
                     attend()
                     times[name] = min(times[name], time.perf_counter() - began)
             self.fastest[key] = min(times, key=times.get)
-        name = self.form or self.fastest[key]
-        attend = FORMS[name](call)
-        if attend is None:
-            raise ValueError(f"option form: {name} does not apply to this step")
-        return attend
+        return FORMS[self.form or self.fastest[key]](call)
 
     def bind(self, step):
         with torch.inference_mode():
@@ -143,6 +139,8 @@ class Plan:
             blind = []  # outputs of queries that see no key
             calls = [self.call(*call, blind) for call in calls if call[0].shape[1] > 0]
             calls = [call for call in calls if call is not None]
+        if self.form is not None and any(FORMS[self.form](call) is None for _, call in calls):
+            raise NotImplementedError(f"option form: {self.form} does not apply to this step")
 
         def run():
             with torch.inference_mode():
