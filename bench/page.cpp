@@ -206,8 +206,7 @@ std::string table(const Results& results) {
     for (const char* name : {"tokens_per_second", "kv_gb_per_second", "gflops"}) {
       text += fmt::format("<td class=\"n\">{}</td>", digits(result.counter(name)));
     }
-    text += fmt::format("<td class=\"n\">{:.0f} % {}</td></tr>\n", 100 * result.counter("ceiling_share"),
-                        result.counter("ceiling_is_memory") > 0 ? "read" : "FMA");
+    text += fmt::format("<td class=\"n\">{}</td></tr>\n", share_of_ceiling(result));
   }
   text += "</tbody></table></div>\n";
   if (warm) {

@@ -41,7 +41,8 @@ Participant::Participant(const std::string& given, const Cores& cores) : cores_(
     throw Error::at(given, "has device memory; bench measures host backends only");
   }
   cores_.release(0);
-  const Answer answer = ask([&](attest_message* m) { return table().open(options.dump().c_str(), &context_, m); });
+  const std::string text = options.dump();
+  const Answer answer = ask([&](attest_message* m) { return table().open(text.c_str(), &context_, m); });
   if (answer.status != ATTEST_OK) throw Error::at(given, "cannot be opened: {}", printable(answer.message));
 }
 

@@ -160,7 +160,9 @@ def tables(whole):
                     reason = " ".join(f"{backend}: {entry['error_message']}".split())
                     text = f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
                 else:
-                    text = f"{digits(entry['real_time'])} · {100 * entry['ceiling_share']:.0f} %"
+                    # As the bench's own table: more means that something else used the machine meanwhile.
+                    share = "?" if entry["ceiling_share"] > 1.2 else f"{100 * entry['ceiling_share']:.0f} %"
+                    text = f"{digits(entry['real_time'])} · {share}"
                     if backend == fastest and len(backends) > 1:
                         text = f"**{text}**"
                 line += cell(text) + "|"

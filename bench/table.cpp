@@ -17,17 +17,12 @@ std::string digits(double value) {
   return fmt::format("{:.{}f}", value, std::clamp(3 - before, 0, 3));
 }
 
-namespace {
-
-/// More than a fifth above the ceiling is no feat: something else used the machine while the ceiling was measured.
 std::string share_of_ceiling(const Result& result) {
-  constexpr double most = 1.2;
+  constexpr double most = 1.2;  // More is no feat: something else used the machine while the ceiling was measured.
   const double share = result.counter("ceiling_share");
   if (share > most) return "? the ceiling was disturbed";
-  return fmt::format("{:>4.0f} % {}", 100 * share, result.counter("ceiling_is_memory") > 0 ? "of read" : "of FMA");
+  return fmt::format("{:.0f} % {}", 100 * share, result.counter("ceiling_is_memory") > 0 ? "of read" : "of FMA");
 }
-
-}  // namespace
 
 std::string results_table(const Results& results) {
   size_t widest = 8;
@@ -52,9 +47,10 @@ std::string results_table(const Results& results) {
       continue;
     }
     const auto figure = [&](const char* name) { return digits(result.counter(name)); };
-    text += fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {}\n", figure("real_time"), figure("p95_us"),
-                        figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
-                        figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
+    text +=
+        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>13}\n", figure("real_time"), figure("p95_us"),
+                    figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
+                    figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
   }
   return text + note;
 }

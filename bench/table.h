@@ -14,6 +14,9 @@ namespace attest::bench {
 /// Three digits that matter, and all before the point: "0.812", "81.2", "8120"; "-" for 0.
 std::string digits(double value);
 
+/// "85 % of read", or that the ceiling cannot be right.
+std::string share_of_ceiling(const Result& result);
+
 /// One line a series, grouped by shape; a backend without a number has its reason.
 std::string results_table(const Results& results);
 

@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -356,8 +357,9 @@ class Ramp : public Coarse {
     for (size_t d = 0; d < out.size(); ++d) {
       out[d] = 0.5F * sign(token.data * 65536 + token.serial, kv_head, static_cast<int64_t>(d));
     }
-    out[0] = static_cast<float>(token.position % 128);
-    out[1] = static_cast<float>(token.position / 128);
+    const auto [blocks, rest] = std::lldiv(token.position, 128);
+    out[0] = static_cast<float>(rest);
+    out[1] = static_cast<float>(blocks);
   }
 
  private:
