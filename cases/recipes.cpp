@@ -154,7 +154,7 @@ class Bits : public Base {
 class Needle : public Base {
  public:
   Needle(const Case& c, const Timeline& timeline, int64_t offset) : Base(c, timeline), offset_(offset) {
-    bits_ = std::bit_width(static_cast<uint64_t>(positions_ + 2));
+    bits_ = static_cast<int64_t>(std::bit_width(static_cast<uint64_t>(positions_ + 2)));
     repeats_ = problem_.qk_head_dim / bits_;
     if (repeats_ < 1) {
       throw Error::at(fmt::format("{}: {}.inputs.recipe", c.file.string(), c.id),
