@@ -74,6 +74,8 @@ done
 ends 1 'no results are kept' --backend "$lazy,trick=exit" "${quick[@]}"
 ends 1 'while this ran: the closing of backends' --backend "$lazy,trick=hang_close" --timeout 4 "${quick[@]}" \
   --filter decode
+grep -qE '^  lazy +cold' out.txt || failed "hang_close: the table is lost: $(cat out.txt)"
+ends 2 'is a folder' --backend ./ "${quick[@]}"
 ends 2 '--timeout' --backend template "${quick[@]}" --timeout 0
 
 # A signal while it hangs in its turn: memory for one copy of the cache means two steps before the first turn.

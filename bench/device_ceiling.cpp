@@ -52,7 +52,7 @@ void DeviceCeiling::make_pair() {
     try {
       pair_.reset();  // Not two of them at once.
       pair_ = std::make_unique<Pair>(device_, bytes);
-    } catch (const DeviceRefusal&) {
+    } catch (const DeviceFull&) {
       if (bytes_ == 0) throw;
       pair_ = std::make_unique<Pair>(device_, bytes_);
       fill(device_, pair_->from.data(), bytes_, DType::f32);
@@ -82,7 +82,7 @@ void DeviceCeiling::make_product() {
     const int64_t before = n_;
     try {
       make(n);
-    } catch (const DeviceRefusal&) {
+    } catch (const DeviceFull&) {
       if (before == 0) throw;
       return make(before);
     }

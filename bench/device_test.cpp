@@ -62,6 +62,8 @@ TEST_CASE("A wrong device gets no number, with the reason, and those beside it d
       {"output", "wrong before the timed loop: output[sequence 0, token 0, head 0] channel 0"},
       {"stale", "wrong after the timed loop: output of sequence 0 holds what is no number, or was not written"},
       {"synchronize", "a step failed: the device has fallen off the bus"},
+      {"refuse", "a step failed: not today"},
+      {"none_left", "allocate failed: 1 KiB for "},
       {"upload", "upload failed: the device has fallen off the bus"}};
   for (const auto& [fault, finding] : faults) {
     for (const std::string late : {"1", "2"}) {
@@ -158,6 +160,22 @@ TEST_CASE("What does not fit into a device is not measured, and says so") {
   CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("there is not enough memory on the device") &&
                                             ContainsSubstring("cache.") && ContainsSubstring("out of memory"));
   CHECK(result.series.at(2).wrong == "");
+}
+
+TEST_CASE("A device that works when nobody looks at the clock gets no number") {
+  Stand stand({kDevice + ",late=1,fault=lazy", kDevice + ",late=1"});
+  stand.settings.memory = 4 << 20;
+  const Measured result =
+      stand.measured(R"("set": "decode", "query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 512)");
+  CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("its steps are not done when synchronize answers"));
+  CHECK(result.series.at(2).wrong == "");
+}
+
+TEST_CASE("A last cache larger than any is bounded") {
+  Stand stand({kDevice + ",fault=vast"});
+  const Measured result = stand.measured(kDecode);
+  CHECK(result.series.at(0).wrong == "");
+  CHECK(result.copies_wanted > result.copies);
 }
 
 TEST_CASE("A device has its memory back after each shape") {

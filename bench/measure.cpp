@@ -95,7 +95,7 @@ class Measurement {
       for (size_t i = items_.size(); i > 1; --i) std::swap(items_[i - 1], items_[random() % i]);
       for (Item& item : items_) {
         if (item.backend == nullptr) {
-          progress_(now, "the ceilings");
+          progress_(now, item.device != nullptr ? "the ceilings of " + item.device->label() : "the ceilings");
           ceiling_turn(item);
         } else if (item.series->wrong.empty()) {
           progress_(now, fmt::format("{} {}", item.series->backend, name(item.temperature)));
@@ -179,6 +179,7 @@ class Measurement {
       if (item.backend == nullptr || !item.backend->has_device_memory() || !item.series->wrong.empty()) continue;
       if (item.temperature != Temperature::cold) continue;
       DeviceLimit& limit = result_.devices[item.backend->label()];
+      progress_(fmt::format("preparing the ceilings of {}", item.backend->label()), "");
       limit.wrong = item.backend->prepare_ceiling(workload_.shape().problem.dtype);
       if (!limit.wrong.empty()) continue;
       limit.how = item.backend->ceiling()->name();
@@ -215,6 +216,8 @@ class Measurement {
         const Participant::Timed timed = item.backend->checked_step(workload_, copy);
         item.series->wrong = timed.wrong.empty() ? checked(copy, "after the timed loop") : timed.wrong;
       }
+      if (!item.series->wrong.empty()) continue;
+      item.series->wrong = item.backend->check_clock(workload_, copy_of(item), settings_.seconds);
     }
     for (const Item& item : items_) {
       if (item.backend == nullptr || item.series->wrong.empty()) continue;

@@ -27,13 +27,13 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1160px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { margin: 0 0 4px; font-size: 26px; } h2 { margin: 36px 0 12px; font-size: 18px; }
 h3 { margin: 0 0 4px; font-size: 14px; overflow-wrap: anywhere; } p { margin: 0; color: var(--soft); }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 16px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); gap: 16px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .wide { overflow-x: auto; padding: 0; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 circle.warm { fill: var(--card); stroke-width: 2; }
 .rule { stroke: var(--line); } .ceiling { stroke: var(--ink); stroke-dasharray: 5 4; fill: none; }
-.legend { font-size: 13px; color: var(--soft); } .legend span { margin-right: 14px; white-space: nowrap; }
+.legend { font-size: 13px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 0 14px; }
 .legend i { display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 9px; text-align: left; border-top: 1px solid var(--line); white-space: nowrap; }
@@ -54,7 +54,9 @@ std::string without_context(const std::string& shape) {
 }
 
 struct Point {
-  double context, value, ceiling;
+  double context, value;
+  double ceiling;    ///< 0: none.
+  bool device;       ///< The ceiling is that of this backend's device, not the host's.
   std::string warm;  ///< What is to be said of cold steps over too few copies.
 };
 struct Chart {
@@ -85,13 +87,15 @@ std::string warmth(const Result& result) {
 
 std::string draw(const Chart& chart, const std::set<std::string>& backends) {
   double first = INFINITY, last = 0, largest = 0;
-  std::map<double, double> ceiling;
+  std::set<double> contexts;
+  std::map<std::string, std::map<double, double>> ceilings;  // by backend of a device; "": the host's
   for (const auto& [backend, points] : chart.lines) {
     for (const Point& point : points) {
       first = std::min(first, point.context);
       last = std::max(last, point.context);
       largest = std::max({largest, point.value, point.ceiling});
-      ceiling[point.context] = point.ceiling;
+      contexts.insert(point.context);
+      if (point.ceiling > 0) ceilings[point.device ? backend : ""][point.context] = point.ceiling;
     }
   }
   const double top = round_top(largest);
@@ -109,7 +113,7 @@ std::string draw(const Chart& chart, const std::set<std::string>& backends) {
     text +=
         fmt::format("<text x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">{:g}</text>\n", kLeft - 6, y(value) + 4, value);
   }
-  for (const auto& [context, value] : ceiling) {
+  for (const double context : contexts) {
     text += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>", x(context),
                         kHeight - kBottom + 16, context);
   }
@@ -120,12 +124,16 @@ std::string draw(const Chart& chart, const std::set<std::string>& backends) {
     for (const auto& [context, value] : points) path += fmt::format("{:.1f},{:.1f} ", x(context), y(value));
     text += fmt::format("<polyline {} points=\"{}\"/>\n", style, path);
   };
-  // One context alone is a line across, so that it is seen.
-  if (ceiling.size() == 1) {
-    text += fmt::format("<line class=\"ceiling\" x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>\n", kLeft,
-                        kWidth - kRight, y(ceiling.begin()->second), y(ceiling.begin()->second));
-  } else {
-    line("class=\"ceiling\"", {ceiling.begin(), ceiling.end()});
+  for (const auto& [backend, ceiling] : ceilings) {
+    std::string style = "class=\"ceiling\"";
+    if (!backend.empty()) style += fmt::format(" style=\"stroke:var(--b{})\"", colour_of(backends, backend));
+    // One context alone is a line across, so that it is seen.
+    if (ceiling.size() == 1) {
+      text += fmt::format("<line {} x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\"/>\n", style, kLeft, kWidth - kRight,
+                          y(ceiling.begin()->second), y(ceiling.begin()->second));
+    } else {
+      line(style, {ceiling.begin(), ceiling.end()});
+    }
   }
   for (const auto& [backend, points] : chart.lines) {
     const size_t colour = colour_of(backends, backend);
@@ -155,8 +163,15 @@ std::string legend(const Chart& chart, const std::set<std::string>& backends) {
   const bool warm = std::any_of(chart.lines.begin(), chart.lines.end(), [](const auto& line) {
     return std::any_of(line.second.begin(), line.second.end(), [](const Point& p) { return !p.warm.empty(); });
   });
-  return text + "<span>┄ ceiling of the same run</span>" +
-         (warm ? "<span>○ too few copies of the cache: may be warm</span>" : "") + "</div>";
+  const auto any = [&](bool device) {
+    return std::any_of(chart.lines.begin(), chart.lines.end(), [&](const auto& its) {
+      return std::any_of(its.second.begin(), its.second.end(),
+                         [&](const Point& p) { return p.ceiling > 0 && p.device == device; });
+    });
+  };
+  if (any(false)) text += "<span>┄ ceiling of the same run</span>";
+  if (any(true)) text += "<span>┄ in colour: a device's own ceiling</span>";
+  return text + (warm ? "<span>○ too few copies of the cache: may be warm</span>" : "") + "</div>";
 }
 
 std::vector<Chart> charts_of(const Results& results) {
@@ -171,8 +186,8 @@ std::vector<Chart> charts_of(const Results& results) {
     // Bytes that must move over the time; the ceiling in the same unit, whichever of the two it comes from.
     const double work = result.counter(memory ? "bytes" : "flops") / 1e3;
     const double value = work / result.counter("real_time"), share = result.counter("ceiling_share");
-    found->lines[result.backend].push_back(
-        {result.counter("context"), value, share > 0 ? value / share : 0, warmth(result)});
+    found->lines[result.backend].push_back({result.counter("context"), value, share > 0 ? value / share : 0,
+                                            result.counter("ceiling_is_device") > 0, warmth(result)});
   }
   return charts;
 }
@@ -206,9 +221,7 @@ std::string table(const Results& results) {
     for (const char* name : {"tokens_per_second", "kv_gb_per_second", "gflops"}) {
       text += fmt::format("<td class=\"n\">{}</td>", digits(result.counter(name)));
     }
-    const double share = result.counter("ceiling_share");
-    text += fmt::format("<td class=\"n\">{}</td></tr>\n",
-                        share > 0 ? fmt::format("{:.0f} % {}", 100 * share, ceiling_name(result)) : "no ceiling");
+    text += fmt::format("<td class=\"n\">{}</td></tr>\n", share_of_ceiling(result));
   }
   text += "</tbody></table></div>\n";
   if (warm) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cases/error.h"
 #include "runner/markup.h"
@@ -39,7 +40,8 @@ Participant::Participant(const std::string& given, const Cores& cores) : cores_(
   label_ = table().name;
   if (has_device_memory()) ceilings_ = library_->ceilings();
   cores_.release(0);
-  const Answer answer = ask([&](attest_message* m) { return table().open(options.dump().c_str(), &context_, m); });
+  const std::string text = options.dump();
+  const Answer answer = ask([&](attest_message* m) { return table().open(text.c_str(), &context_, m); });
   if (answer.status != ATTEST_OK) throw Error::at(given, "cannot be opened: {}", printable(answer.message));
 }
 
@@ -54,8 +56,17 @@ std::string Participant::prepare(const Workload& workload) {
   cores_.release(0);
   const attest_problem* problem = &workload.problem();
   if (has_device_memory()) {
+    const Device device(table(), context_);
     try {
-      twin_ = std::make_unique<Twin>(Device(table(), context_), workload);
+      twin_ = std::make_unique<Twin>(device, workload);
+    } catch (const DeviceFull& full) {
+      // All that it gave has been given back: whether it gives any memory at all tells a shape too large from a fault.
+      try {
+        const DeviceMemory some(device, 4096, "a trial");
+        return full.what();
+      } catch (const DeviceRefusal&) {
+        return "allocate failed: " + full.detail;
+      }
     } catch (const DeviceRefusal& refusal) {
       return refusal.what();
     }
@@ -76,7 +87,8 @@ void Participant::release() {
 }
 
 int64_t Participant::last_cache() const {
-  return ceilings_ != nullptr ? ceilings_->last_cache(context_) : 0;
+  constexpr int64_t most = int64_t{1} << 40;
+  return ceilings_ != nullptr ? std::clamp<int64_t>(ceilings_->last_cache(context_), 0, most) : 0;
 }
 
 std::string Participant::prepare_ceiling(DType dtype) {
@@ -123,14 +135,15 @@ Participant::Timed Participant::step(Workload& workload, size_t copy) {
   const attest_backend& table = library_->table();
   const Clock::time_point begin = Clock::now();
   Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
-  if (twin_ && answer.status == ATTEST_OK) {
+  const bool taken = answer.status == ATTEST_OK;
+  if (twin_ && taken) {
     answer = ask([&](attest_message* m) { return table.synchronize(context_, m); });
   }
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
   if (answer.status == ATTEST_OK) {
     answered_ = true;
-  } else if (answer.status != ATTEST_UNSUPPORTED) {
+  } else if (answer.status != ATTEST_UNSUPPORTED || taken) {
     timed.wrong = fmt::format("a step failed: {}", printable(answer.message));
   } else {
     // No problem says in which order a cache lies in memory: some find out only in a step.
@@ -150,6 +163,31 @@ Participant::Timed Participant::checked_step(Workload& workload, size_t copy) {
   } catch (const DeviceRefusal& refusal) {
     return {0, refusal.what()};
   }
+}
+
+std::string Participant::check_clock(Workload& workload, size_t copy, double seconds) {
+  if (!twin_) return {};
+  // The least of several: nothing that happens now and then is taken for work.
+  double in_time = INFINITY, after = INFINITY, spent = 0;
+  try {
+    for (int i = 0; i < 2 || (i < 5 && spent < 1e6 * seconds); ++i) {
+      const Timed timed = step(workload, copy);
+      if (!timed.wrong.empty()) return timed.wrong;
+      const double first = twin_->look(), second = twin_->look();
+      in_time = std::min(in_time, timed.microseconds);
+      after = std::min(after, first - second);
+      spent += timed.microseconds + first + second;
+    }
+  } catch (const DeviceRefusal& refusal) {
+    return refusal.what();
+  }
+  // A download that finds caches cold takes a little longer than the next.
+  constexpr double some = 10;
+  if (after <= std::max(some, in_time / 4)) return {};
+  return fmt::format(
+      "its steps are not done when synchronize answers: that takes {:.0f} us, and the download after it {:.0f} us "
+      "longer than the next one",
+      in_time, after);
 }
 
 std::string Participant::renew() const {

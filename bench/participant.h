@@ -40,7 +40,7 @@ class Participant {
   void settle(const std::map<pid_t, int64_t>& before, double microseconds);
   void take_core() const;
 
-  /// Bytes of the last cache that its steps read through; 0: the host's, or not known.
+  /// Bytes of the last cache that its steps read through, at most 1 TiB; 0: the host's, or not known.
   [[nodiscard]] int64_t last_cache() const;
   /// After prepare(), for a device: empty if it has a ceiling, or why it has none.
   std::string prepare_ceiling(DType dtype);
@@ -58,6 +58,9 @@ class Participant {
   /// The same where whatever is left out will be seen: all that the step writes is spoilt before, and lies in the
   /// workload's own memory afterwards.
   Timed checked_step(Workload& workload, size_t copy);
+  /// Empty, or that a device goes on with its step when `synchronize` has answered, and does it in whatever is called
+  /// next, which no clock sees. For at most `seconds`.
+  std::string check_clock(Workload& workload, size_t copy, double seconds);
   /// After Workload::renew: empty, or why a device has not got the new inputs.
   std::string renew() const;
 

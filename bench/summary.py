@@ -160,7 +160,10 @@ def tables(whole):
                     reason = " ".join(f"{backend}: {entry['error_message']}".split())
                     text = f"[{reasons.setdefault(reason, len(reasons) + 1)}]"
                 else:
-                    share = f"{100 * entry['ceiling_share']:.0f} %" if entry["ceiling_us"] > 0 else "no ceiling"
+                    # As the bench's own table: more means that something else used the machine meanwhile.
+                    share = "?" if entry["ceiling_share"] > 1.2 else f"{100 * entry['ceiling_share']:.0f} %"
+                    if not entry["ceiling_us"] > 0:
+                        share = "no ceiling"
                     text = f"{digits(entry['real_time'])} · {share}"
                     if backend == fastest and len(backends) > 1:
                         text = f"**{text}**"

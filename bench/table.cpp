@@ -11,11 +11,28 @@
 #include "runner/markup.h"
 
 namespace attest::bench {
+namespace {
+
+/// What a share of the ceiling is a share of: a device's are copies and products, the host's a read and multiply-adds.
 std::string ceiling_name(const Result& result) {
   const bool memory = result.counter("ceiling_is_memory") > 0;
   if (result.counter("ceiling_is_device") > 0) return memory ? "of copy" : "of product";
   return memory ? "of read" : "of FMA";
 }
+
+/// Why devices have no ceiling, a line each.
+std::string reasons(const Results& results) {
+  constexpr std::string_view of = "ceilings of ", none = "none: ";
+  std::string text;
+  for (const auto& [fact, value] : results.context) {
+    if (!fact.starts_with(of) || !value.starts_with(none)) continue;
+    text +=
+        fmt::format("no ceiling of {}: {}\n", printable(fact.substr(of.size())), printable(value.substr(none.size())));
+  }
+  return text.empty() ? text : "\n" + text;
+}
+
+}  // namespace
 
 std::string digits(double value) {
   if (value == 0) return "-";
@@ -23,18 +40,13 @@ std::string digits(double value) {
   return fmt::format("{:.{}f}", value, std::clamp(3 - before, 0, 3));
 }
 
-namespace {
-
-/// More than a fifth above the ceiling is no feat: something else used the machine while the ceiling was measured.
 std::string share_of_ceiling(const Result& result) {
-  constexpr double most = 1.2;
+  constexpr double most = 1.2;  // More is no feat: something else used the machine while the ceiling was measured.
   const double share = result.counter("ceiling_share");
-  if (share <= 0) return "   - no ceiling";
+  if (share <= 0) return "no ceiling";
   if (share > most) return "? the ceiling was disturbed";
-  return fmt::format("{:>4.0f} % {}", 100 * share, ceiling_name(result));
+  return fmt::format("{:.0f} % {}", 100 * share, ceiling_name(result));
 }
-
-}  // namespace
 
 std::string results_table(const Results& results) {
   size_t widest = 8;
@@ -59,11 +71,12 @@ std::string results_table(const Results& results) {
       continue;
     }
     const auto figure = [&](const char* name) { return digits(result.counter(name)); };
-    text += fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {}\n", figure("real_time"), figure("p95_us"),
-                        figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
-                        figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
+    text +=
+        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>13}\n", figure("real_time"), figure("p95_us"),
+                    figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
+                    figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
   }
-  return text + note;
+  return text + note + reasons(results);
 }
 
 std::vector<Compared> compare_results(const Results& baseline, const Results& candidate, double threshold,

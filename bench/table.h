@@ -14,8 +14,8 @@ namespace attest::bench {
 /// Three digits that matter, and all before the point: "0.812", "81.2", "8120"; "-" for 0.
 std::string digits(double value);
 
-/// What a share of the ceiling is a share of: "of read", "of FMA"; of a device "of copy", "of product".
-std::string ceiling_name(const Result& result);
+/// "85 % of read", "of FMA", and of a device "of copy", "of product"; or that there is no ceiling, or a wrong one.
+std::string share_of_ceiling(const Result& result);
 
 /// One line a series, grouped by shape; a backend without a number has its reason.
 std::string results_table(const Results& results);

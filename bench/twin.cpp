@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <chrono>
 
 #include "runner/backend_library.h"
 #include "runner/markup.h"
@@ -12,12 +14,20 @@ namespace attest::bench {
 namespace {
 
 size_t bytes_of(const DLTensor& tensor) {
-  auto bytes = static_cast<size_t>(tensor.dtype.bits / 8 * tensor.dtype.lanes);
+  size_t bytes = size_t{tensor.dtype.bits} / 8 * tensor.dtype.lanes;
   for (int i = 0; i < tensor.ndim; ++i) bytes *= static_cast<size_t>(tensor.shape[i]);
   return bytes;
 }
 
+std::string size_text(size_t bytes) {
+  constexpr size_t kib = 1024, mib = kib * kib;
+  return bytes < mib ? fmt::format("{} KiB", (bytes + kib - 1) / kib) : fmt::format("{} MiB", (bytes + mib - 1) / mib);
+}
+
 }  // namespace
+
+DeviceFull::DeviceFull(const std::string& why)
+    : DeviceRefusal("there is not enough memory on the device: " + why), detail(why) {}
 
 void demand(const char* what, const std::function<attest_status(attest_message*)>& call) {
   const Answer answer = ask(call);
@@ -29,9 +39,8 @@ void* Device::allocate(size_t bytes, const std::string& what) const {
   const Answer answer =
       ask([&](attest_message* m) { return table_->allocate(context_, std::max<size_t>(bytes, 1), &memory, m); });
   if (answer.status == ATTEST_OK && memory != nullptr) return memory;
-  const std::string said = answer.status == ATTEST_OK ? "allocate answered OK without memory" : answer.message;
-  throw DeviceRefusal(
-      fmt::format("there is not enough memory on the device: {} MiB for {}: {}", bytes >> 20, what, printable(said)));
+  if (answer.status == ATTEST_OK) throw DeviceRefusal("allocate answered OK without memory");
+  throw DeviceFull(fmt::format("{} for {}: {}", size_text(bytes), what, printable(answer.message)));
 }
 
 void Device::deallocate(void* memory) const noexcept {
@@ -142,6 +151,14 @@ void Twin::fetch(size_t copy) const {
   };
   slots(*copies_[copy].key, key_runs_);
   slots(*copies_[copy].value, value_runs_);
+}
+
+double Twin::look() const {
+  using Clock = std::chrono::steady_clock;
+  std::array<std::byte, 64> bytes{};
+  const Clock::time_point begin = Clock::now();
+  device_.download(bytes.data(), output_->memory->data(), std::min(bytes.size(), output_->bytes));
+  return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
 }
 
 }  // namespace attest::bench

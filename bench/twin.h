@@ -20,6 +20,12 @@ struct DeviceRefusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A device that has no memory left; what() says so, `detail` only for what it was wanted and what the device said.
+struct DeviceFull : DeviceRefusal {
+  explicit DeviceFull(const std::string& why);
+  std::string detail;
+};
+
 /// Throws DeviceRefusal unless a call answers OK; `what` it was.
 void demand(const char* what, const std::function<attest_status(attest_message*)>& call);
 
@@ -29,7 +35,7 @@ class Device {
   Device(const attest_backend& table, attest_context* context) : table_(&table), context_(context) {}
   [[nodiscard]] DLDevice place() const { return {static_cast<DLDeviceType>(table_->device_type), 0}; }
   [[nodiscard]] attest_context* context() const { return context_; }
-  /// `what` it is for is said where there is none.
+  /// `what` it is for is said where there is none. Throws DeviceFull where the backend gives none.
   [[nodiscard]] void* allocate(size_t bytes, const std::string& what) const;
   void deallocate(void* memory) const noexcept;
   void upload(void* device, const void* host, size_t bytes) const;
@@ -78,6 +84,8 @@ class Twin {
   void put_inputs() const;
   /// What a step over this copy has written: output, appended slots, lengths. Into the workload's memory.
   void fetch(size_t copy) const;
+  /// Microseconds that the download of a few bytes of the output takes.
+  [[nodiscard]] double look() const;
 
  private:
   struct Tensor {

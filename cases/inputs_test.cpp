@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <cmath>
 
 #include "cases/philox.h"
@@ -12,6 +13,7 @@
 #include "cases/storage.h"
 
 using namespace attest;
+using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -95,6 +97,73 @@ TEST_CASE("the needle finds its key: 40 nats ahead of any other, and a leaked ke
       }
     }
   }
+}
+
+TEST_CASE("the recipe of overflows hides +inf behind the mask, and all else is finite") {
+  for (const char* dtype : {"f32", "bf16"}) {
+    for (const char* axes : {"b", ""}) {
+      INFO(dtype << " " << axes);
+      Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["M6"], "kills": [],
+          "problem": {"batch": 3, "query_heads": 4, "kv_heads": 2, "head_dim": 10, "mask": "additive"},
+          "steps": [{"attend": 4, "keys": 9}]})");
+      json["problem"]["dtype"] = dtype;
+      json["inputs"] = {{"recipe", "overflow"}, {"mask", {{"pattern", "padding_left"}, {"axes", axes}}}};
+      const Inputs inputs = inputs_of(case_from_json(json, "family", "test"));
+      const StepInputs& in = inputs.steps[0];
+      for (const auto* tensor : {&in.query, &in.key, &in.value}) {
+        for (const float x : tensor->data) {
+          REQUIRE(std::isfinite(x));
+          REQUIRE((std::bit_cast<uint32_t>(x) & 0xffff) == 0);
+        }
+      }
+      const float root = std::sqrt(10.0F);
+      for (size_t row = 0; row < 12; ++row) {  // (b, i)
+        for (size_t head = 0; head < 4; ++head) {
+          const float* q = &in.query.data[(row * 4 + head) * 10];
+          for (size_t j = 0; j < 9; ++j) {
+            const float* k = &in.key.data[((row / 4 * 9 + j) * 2 + head / 2) * 10];
+            float unscaled = 0, scaled = 0;
+            for (size_t d = 0; d < 10; ++d) {
+              unscaled += q[d] * k[d];
+              scaled += (q[d] / root) * k[d];
+            }
+            const float added = in.mask.data[(*axes == 'b' ? row / 4 * 9 : 0) + j];
+            CHECK((unscaled == INFINITY) == (added == -INFINITY));
+            CHECK((scaled == INFINITY) == (added == -INFINITY));
+            CHECK((std::fabs(scaled) < 100 || added == -INFINITY));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the recipe of overflows is refused where its keys would be seen, or could not be held") {
+  const auto generate = [](const std::string& problem, const std::string& pattern, const std::string& steps) {
+    Json json = Json::parse(R"({"id": "one", "about": "", "clauses": ["M6"], "kills": [],
+        "problem": {"batch": 3, "head_dim": 8, "cache": "contiguous", "capacity": 12}})");
+    json["problem"].update(Json::parse(problem));
+    json["inputs"] = {{"recipe", "overflow"}};
+    if (!pattern.empty()) json["inputs"]["mask"] = {{"pattern", pattern}, {"axes", "b"}};
+    json["steps"] = Json::parse(steps);
+    return inputs_of(case_from_json(json, "family", "test"));
+  };
+  const std::string boolean = R"({"mask": "boolean"})", once = R"([{"attend": 7}])";
+  CHECK_NOTHROW(generate(boolean, "padding_left", once));
+  CHECK_THROWS_WITH(generate("{}", "", once), ContainsSubstring(R"(one.inputs.mask.pattern: got "", wanted)"));
+  CHECK_THROWS_WITH(generate(boolean, "holes", once), ContainsSubstring(R"(got "holes", wanted "padding_left")"));
+  CHECK_THROWS_WITH(generate(R"({"mask": "boolean", "dtype": "f16"})", "padding_left", once),
+                    ContainsSubstring("one.problem.dtype"));
+  CHECK_THROWS_WITH(generate(R"({"mask": "boolean", "qk_norm": {"epsilon": 1e-6}})", "padding_left", once),
+                    ContainsSubstring("one.problem.qk_norm"));
+  CHECK_THROWS_WITH(generate(R"({"mask": "boolean", "softcap": 30})", "padding_left", once),
+                    ContainsSubstring("one.problem.softcap"));
+  CHECK_THROWS_WITH(
+      generate(R"({"mask": "boolean", "cache_dtype": "f8_e4m3", "kv_scale": "head"})", "padding_left", once),
+      ContainsSubstring("one.problem.cache_dtype: got \"f8_e4m3\", wanted \"f32\""));
+  CHECK_THROWS_WITH(generate(boolean, "padding_left", R"([{"attend": 7}, {"reorder": [2, 1, 0]}, {"attend": 1}])"),
+                    ContainsSubstring("one.steps: key 1 of sequence 2"));
+  CHECK_NOTHROW(generate(boolean, "padding_left", R"([{"attend": 7}, {"truncate": 1}, {"attend": 3}])"));
 }
 
 TEST_CASE("permutation weights return the recipe's tensors exactly") {

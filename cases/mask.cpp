@@ -40,7 +40,7 @@ float bias(const Place& at) {
 
 const std::map<std::string, Pattern>& patterns() {
   static const std::map<std::string, Pattern> table{
-      {"padding_left", {false, false, [](const Place& at) { return unless(at.key < 2 * at.sequence + 1); }}},
+      {"padding_left", {false, false, [](const Place& at) { return unless(at.key < left_padding(at.sequence)); }}},
       {"padding_right", {false, false, [](const Place& at) { return unless(at.key >= 4 + 3 * at.sequence); }}},
       {"holes", {false, false, [](const Place& at) { return unless(at.hole()); }}},
       {"blocks", {false, true, [](const Place& at) { return unless(at.query / 5 != at.key / 5); }}},
@@ -71,6 +71,10 @@ std::string mask_pattern_names(MaskKind kind) {
 
 bool mask_pattern_needs_queries(const std::string& name) {
   return patterns().at(name).needs_queries;
+}
+
+int64_t left_padding(int64_t data) {
+  return 2 * data + 1;
 }
 
 Dense<float> make_mask(const Case& c, const Moment& moment) {

@@ -3,10 +3,12 @@
 
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 
+#include "cases/mask.h"
 #include "cases/philox.h"
 
 namespace attest {
@@ -152,7 +154,7 @@ class Bits : public Base {
 class Needle : public Base {
  public:
   Needle(const Case& c, const Timeline& timeline, int64_t offset) : Base(c, timeline), offset_(offset) {
-    bits_ = std::bit_width(static_cast<uint64_t>(positions_ + 2));
+    bits_ = static_cast<int64_t>(std::bit_width(static_cast<uint64_t>(positions_ + 2)));
     repeats_ = problem_.qk_head_dim / bits_;
     if (repeats_ < 1) {
       throw Error::at(fmt::format("{}: {}.inputs.recipe", c.file.string(), c.id),
@@ -355,8 +357,9 @@ class Ramp : public Coarse {
     for (size_t d = 0; d < out.size(); ++d) {
       out[d] = 0.5F * sign(token.data * 65536 + token.serial, kv_head, static_cast<int64_t>(d));
     }
-    out[0] = static_cast<float>(token.position % 128);
-    out[1] = static_cast<float>(token.position / 128);
+    const auto [blocks, rest] = std::lldiv(token.position, 128);
+    out[0] = static_cast<float>(rest);
+    out[1] = static_cast<float>(blocks);
   }
 
  private:
@@ -370,6 +373,66 @@ class Analytic : public Flat {
   void value(const Token& /*token*/, int64_t /*kv_head*/, std::span<float> out) const override {
     for (float& x : out) x = 1;
   }
+};
+
+/// Left padding whose logits overflow f32 to +inf in every row: adding a mask's -inf to them makes NaN. Channel 0 of
+/// hidden keys is huge, and positive in every query; no other product is large, so no sum meets two infinities. Their
+/// values are huge too. With an exponent to spare, turning a pair of channels (R1 to R3) stays finite.
+class Overflow : public Coarse {
+ public:
+  Overflow(const Case& c, const Timeline& timeline) : Coarse(c, timeline), per_sequence_(c.inputs.mask.batch) {
+    const std::string place = fmt::format("{}: {}", c.file.string(), c.id);
+    if (c.inputs.mask.pattern != "padding_left") {
+      throw Error::at(place + ".inputs.mask.pattern", "got \"{}\", wanted \"padding_left\" for the recipe overflow",
+                      c.inputs.mask.pattern);
+    }
+    if (problem_.dtype == DType::f16) {
+      throw Error::at(place + ".problem.dtype", "got \"f16\", wanted \"f32\" or \"bf16\" for the recipe overflow");
+    }
+    if (problem_.norm_epsilon > 0) {
+      throw Error::at(place + ".problem.qk_norm",
+                      "wanted none for the recipe overflow: f32 has no squares of its keys");
+    }
+    if (problem_.softcap > 0) {
+      throw Error::at(place + ".problem.softcap", "wanted none for the recipe overflow: no logit is beyond it");
+    }
+    if (problem_.cache_dtype != problem_.dtype) {
+      throw Error::at(place + ".problem.cache_dtype", "got \"{}\", wanted \"{}\" for the recipe overflow",
+                      info(problem_.cache_dtype).name, info(problem_.dtype).name);
+    }
+    for (const Moment& moment : timeline) {
+      for (size_t b = 0; b < moment.tokens.size(); ++b) {
+        const int64_t slot = c.inputs.slots.empty() ? static_cast<int64_t>(b) : c.inputs.slots[b];
+        for (const Token& token : moment.tokens[b]) {
+          if (hidden(token) == (token.position < left_padding(per_sequence_ ? slot : 0))) continue;
+          throw Error::at(place + ".steps", "key {} of sequence {} comes to where the mask does not hide it",
+                          token.position, token.origin);
+        }
+      }
+    }
+  }
+  void query(const Row& row, int64_t head, std::span<float> out) const override {
+    Coarse::query(row, head, out);
+    for (float& x : out) x *= 4.0F;
+    out[0] = power_of_two(8 / scale_);
+  }
+  void key(const Token& token, int64_t kv_head, std::span<float> out) const override {
+    Coarse::key(token, kv_head, out);
+    out[0] = hidden(token) ? graded(kHuge, token, kv_head, 0) : 1.0F;
+  }
+  void value(const Token& token, int64_t kv_head, std::span<float> out) const override {
+    Coarse::value(token, kv_head, out);
+    if (!hidden(token)) return;
+    for (size_t d = 0; d < out.size(); ++d) out[d] = std::copysign(graded(kHuge, token, kv_head, d), out[d]);
+  }
+
+ private:
+  static constexpr float kHuge = 0x1p126F;
+  [[nodiscard]] bool hidden(const Token& token) const {
+    return token.position < left_padding(per_sequence_ ? token.data : 0);
+  }
+
+  bool per_sequence_;
 };
 
 using Maker = std::function<std::unique_ptr<Recipe>(const Case&, const Timeline&)>;
@@ -395,6 +458,7 @@ const std::map<std::string, Maker>& makers() {
       {"rising", maker<Ramp>(1.0F)},
       {"falling", maker<Ramp>(-1.0F)},
       {"analytic", maker<Analytic>()},
+      {"overflow", maker<Overflow>()},
   };
   return table;
 }

@@ -25,7 +25,8 @@ class Recipe {
 bool has_recipe(const std::string& name);
 /// All names, comma-separated.
 std::string recipe_names();
-/// The recipe of a case; throws if the case does not suit it (head_dim too small for the needle's position code).
+/// The recipe of a case; throws if the case does not suit it (head_dim too small for the needle's position code,
+/// no left padding for the recipe of overflows).
 std::unique_ptr<Recipe> make_recipe(const Case& c, const Timeline& timeline);
 
 /// Tensor ids of the Philox streams; the sequence slot is added in bits 8 and up.

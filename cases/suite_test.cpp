@@ -104,5 +104,5 @@ TEST_CASE("the shipped suite: every case plays, every recipe and family is used"
   for (const char* founding : {"no_cache", "with_cache", "batch_1", "single_head", "long_sequence", "stress"}) {
     CHECK(families.contains(founding));
   }
-  CHECK(recipes.size() == 14);
+  CHECK(recipes.size() == 15);
 }

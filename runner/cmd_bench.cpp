@@ -133,6 +133,14 @@ struct Run {
   std::string unwritten;  ///< Why --out lacks the last shapes.
 };
 
+void show(const Run& run, const fs::path& out) {
+  if (run.results.list.empty()) return;
+  fmt::print("{}", results_table(run.results));
+  if (!out.empty() && run.unwritten.empty()) fmt::print("\nwritten: {}\n", out.string());
+  std::fflush(stdout);
+}
+
+/// Measures and shows the table.
 Run measure_all(const Arguments& arguments, const std::vector<std::string>& given, const fs::path& out) {
   const std::vector<Shape> shapes = shapes_of(arguments);
   if (!out.empty()) try_place(out);
@@ -178,6 +186,7 @@ Run measure_all(const Arguments& arguments, const std::vector<std::string>& give
   teller.done();
   run.stopped = Watch::stopped();
   if (!text.empty()) run.results = parse_results(text, "results");
+  show(run, out);  // Now: a backend that does not close takes with it what was not said.
   watch.now("the closing of backends");
   return run;
 }
@@ -209,10 +218,6 @@ int run_bench(const Arguments& given) {
   if (arguments.ab && backends.size() != 2) throw Error::at("--ab", "got {} backends, wanted two", backends.size());
   const Run run = measure_all(arguments, backends, arguments.out);
   const Results& results = run.results;
-  if (!results.list.empty()) {
-    fmt::print("{}", results_table(results));
-    if (!arguments.out.empty() && run.unwritten.empty()) fmt::print("\nwritten: {}\n", arguments.out.string());
-  }
   if (!run.unwritten.empty()) throw Error(run.unwritten);
   if (run.stopped) {
     std::fprintf(stderr, "attest bench: stopped; shapes are missing\n");

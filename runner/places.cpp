@@ -85,6 +85,7 @@ std::vector<BackendPlace> list_backends() {
 
 fs::path find_backend(const std::string& name_or_path) {
   if (name_or_path.find('/') != std::string::npos || name_or_path.ends_with(kSuffix)) {
+    if (fs::is_directory(name_or_path)) throw Error::at(name_or_path, "is a folder, wanted a shared library");
     if (!is_file(name_or_path)) throw Error::at(name_or_path, "no such file");
     return fs::absolute(name_or_path);
   }

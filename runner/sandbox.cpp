@@ -292,7 +292,15 @@ void Sandbox::Cage::provide_program(std::string& program) {
                                                    [&](const fs::path& directory) { return below(place, directory); });
   };
   if (shown(path)) {
-    if (!shown(real)) plan_.mounts.push_back({real.string(), real.string(), false, false});
+    // A virtual environment's interpreter is a link to a link: each must lead somewhere in there too.
+    std::set<fs::path> places{real};
+    for (fs::path at = path; fs::is_symlink(fs::symlink_status(at));) {
+      at = (at.parent_path() / fs::read_symlink(at)).lexically_normal();
+      if (!places.insert(at).second) break;
+    }
+    for (const fs::path& place : places) {
+      if (!shown(place)) plan_.mounts.push_back({real.string(), place.string(), false, false});
+    }
     return;
   }
   const bool of_the_system = below(path, "/usr") || below(path, "/bin") || below(path, "/sbin");

@@ -391,6 +391,26 @@ TEST_CASE("a directory below a closed one can be shown, and nothing beside it") 
   CHECK(prison.result("list", {{"path", "/mnt"}}) == -ENOENT);
 }
 
+TEST_CASE("a program in a directory that is shown may be a link to a link, as in a virtual environment") {
+  need_all_layers();
+  const Folder folder;
+  fs::create_directories(folder.path / "venv");
+  fs::create_directories(folder.path / "system");
+  for (int i = 0; i < 300; ++i) folder.file("venv/big" + std::to_string(i), "shown");  // More than would be copied.
+  fs::create_symlink(ATTEST_PRISONER, folder.path / "system/program-3.1");
+  fs::create_symlink("program-3.1", folder.path / "system/program");
+  fs::create_symlink(folder.path / "system/program", folder.path / "venv/program");
+  fs::create_symlink("program", folder.path / "venv/alias");
+  SandboxPolicy policy;
+  policy.read_only = {folder.path / "venv"};
+  Sandbox sandbox(policy);
+  Worker worker(sandbox.wrap({(folder.path / "venv/alias").string()}));
+  const auto reply =
+      worker.call(Json{{"op", "read"}, {"path", (folder.path / "venv/big7").string()}}, std::nullopt, kLimit);
+  REQUIRE(reply);
+  CHECK(reply->at("result") == "shown");
+}
+
 TEST_CASE("a small directory is copied, without its surroundings") {
   need_all_layers();
   const Folder folder;

@@ -4,9 +4,12 @@
 //   memory=KIB   as much as it has
 //   late=1       a step is done in synchronize(), as a device may do it
 //   fault=...    what attest bench must see: output (adds 1 to an output), stale (from the third step on nothing but
-//                lengths), synchronize (which fails), upload and download (which fail from the 100th on), copy (the
+//                lengths), synchronize (which fails), refuse (it is
+//                UNSUPPORTED there), lazy (with late=1: done in the upload or download after it instead), none_left
+//                (allocate always fails), upload and download (which fail from the 100th on), copy (the
 //                ceiling's, of which half is left out), product (the ceiling's: one number of it is wrong), tired (the
-//                product fails from the 10th on), no_product
+//                product fails from the 10th on), no_product, vast (the
+//                last cache is as large as a number can be)
 #include <attest/backend.hpp>
 
 #undef ATTEST_REGISTER_BACKEND
@@ -14,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <map>
 #include <set>
 #include <utility>
@@ -34,8 +38,9 @@ class Detached : public Template {
         left_(size_t{1024} * static_cast<size_t>(options.take_count("memory", 999'999))),
         late_(options.take_count("late", 2) == 1),
         fault_(options.take("fault", "none")) {
-    static const std::set<std::string> known{"none",     "output", "stale",   "synchronize", "upload",
-                                             "download", "copy",   "product", "tired",       "no_product"};
+    static const std::set<std::string> known{"none",    "output",    "stale",      "synchronize", "refuse",
+                                             "lazy",    "none_left", "upload",     "download",    "copy",
+                                             "product", "tired",     "no_product", "vast"};
     if (known.count(fault_) == 0) throw Invalid("option fault: got \"" + fault_ + "\"");
   }
   ~Detached() {
@@ -43,7 +48,7 @@ class Detached : public Template {
   }
 
   void* allocate(size_t bytes) {
-    if (bytes > left_) throw std::bad_alloc();
+    if (bytes > left_ || fault_ == "none_left") throw std::bad_alloc();
     auto buffer = std::make_unique<Buffer>(bytes);
     left_ -= bytes;
     char* memory = buffer->bytes.get();
@@ -60,21 +65,23 @@ class Detached : public Template {
   void upload(void* device, const void* host, size_t bytes) {
     check(device, bytes);
     count("upload", uploads_);
+    if (fault_ == "lazy") work_off();
     std::memcpy(device, host, bytes);
   }
   void download(void* host, const void* device, size_t bytes) {
     check(device, bytes);
     count("download", downloads_);
+    if (fault_ == "lazy") work_off();
     std::memcpy(host, device, bytes);
   }
   void synchronize() {
-    const auto work = std::exchange(work_, {});
-    for (const auto& one : work) one();
+    if (fault_ != "lazy") work_off();
+    if (fault_ == "refuse") throw Unsupported("not today");
     if (fault_ == "synchronize") throw std::runtime_error("the device has fallen off the bus");
   }
 
   // attest/ceilings.h
-  static int64_t last_cache() { return 4096; }
+  [[nodiscard]] int64_t last_cache() const { return fault_ == "vast" ? std::numeric_limits<int64_t>::max() : 4096; }
   void copy(void* to, const void* from, size_t bytes) const {
     check(to, bytes);
     check(from, bytes);
@@ -101,6 +108,9 @@ class Detached : public Template {
   class Plan {
    public:
     Plan(Detached& detached, const attest_problem& problem) : detached_(detached), plan_(detached, problem) {}
+    ~Plan() { detached_.work_.clear(); }
+    Plan(const Plan&) = delete;
+    Plan& operator=(const Plan&) = delete;
     void run(const attest_step& step) {
       for (const DLTensor* tensor : {step.query, step.key, step.value, static_cast<const DLTensor*>(step.output)}) {
         if (tensor != nullptr) detached_.check(tensor->data, 1);
@@ -132,6 +142,11 @@ class Detached : public Template {
   };
 
  private:
+  void work_off() {
+    const auto work = std::exchange(work_, {});
+    for (const auto& one : work) one();
+  }
+
   struct Buffer {
     explicit Buffer(size_t count) : size(count), bytes(new (std::align_val_t{256}) char[count]) {}
     struct Free {

@@ -282,6 +282,8 @@ struct Hooks {
   std::function<float(const Call&, bool, float)> masked = [](const Call&, bool, float) {
     return minus_infinity;
   };  ///< By position, or by this mask value; in the softmax's units.
+  /// Whether a logit that is masked, by position or by a mask's -inf, is replaced; else the -inf is added to it.
+  std::function<bool(bool)> replaces = [](bool) { return true; };
 
   // Tiles of keys.
   std::function<std::int64_t(const Numerics&, std::int64_t)> split_of = [](const Numerics& n, std::int64_t tile) {

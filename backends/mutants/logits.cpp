@@ -85,12 +85,13 @@ std::int64_t stage::distance(const Call& /*c*/, const Sequence& s, std::int64_t 
 float logit(const Call& c, const Sequence& s, const Row& row, const float* key, std::int64_t j) {
   const bool seen = c.hooks.sees(c, row.keys, j);
   const float mask = c.step.mask == nullptr ? 0 : c.hooks.mask(c, s, row.head, row.i, j);
-  if (!seen || mask == minus_infinity) return c.hooks.masked(c, !seen, mask);
+  if ((!seen || mask == minus_infinity) && c.hooks.replaces(!seen)) return c.hooks.masked(c, !seen, mask);
   float x = c.hooks.soften(c, s, c.hooks.dot(c, row.query.data(), key));
   if (!c.kernel.slopes.empty()) {
     const float slope = c.kernel.slopes[static_cast<std::size_t>(row.head)] * c.numerics.units();
     x -= slope * static_cast<float>(c.hooks.distance(c, s, row.i, j));
   }
+  if (!seen) x += minus_infinity;
   return mask == 0 ? x : x + stage::in_units(c, mask);
 }
 

@@ -56,10 +56,12 @@ void multiply(float* to, std::int64_t count, const float* factors) {
 template <class Visit>
 void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
                std::int64_t first, std::int64_t end, bool one_query, const RowRun& then, Visit&& visit) {
+  const auto row_bytes = [&](const RowRun& run) {
+    return width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
+  };
   const auto tile_at = [&](std::int64_t from) {
     RowRun run = of.run(b, from, end);
-    const std::int64_t row = heads * width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    run.count = std::min(run.count, std::max(tile_bytes / row, least_tile));
+    run.count = std::min(run.count, std::max(tile_bytes / (heads * row_bytes(run)), least_tile));
     run.data += head * run.head_bytes;
     return run;
   };
@@ -68,9 +70,6 @@ void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_
     const RowRun tile = next;
     const std::int64_t after = from + tile.count;
     next = after < end ? tile_at(after) : then;
-    const auto row_bytes = [&](const RowRun& run) {
-      return width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    };
     const bool stream = one_query && heads == 1 && tile.row_bytes == row_bytes(tile);
     // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
     const std::int64_t bytes = row_bytes(next);
@@ -106,9 +105,10 @@ bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
          step.value.rows_adjacent();
 }
 
-/// KV heads of a chunk, where the step has `tasks` of one head. No result depends on it.
-std::int64_t FlashDecode::heads_at_once(const AttentionStep& step, std::int64_t tasks) const {
-  if (!step.key.heads_adjacent() || !step.value.heads_adjacent()) return 1;
+/// KV heads of a chunk, where the step has `tasks` of one head; more than one if a token's heads are `adjacent`. No
+/// result depends on it.
+std::int64_t FlashDecode::heads_at_once(bool adjacent, std::int64_t tasks) const {
+  if (!adjacent) return 1;
   // Every thread shall have a few chunks.
   const std::int64_t most = tasks / (2 * static_cast<std::int64_t>(spaces_.size()));
   return std::clamp<std::int64_t>(most, 1, problem_.kv_heads);
@@ -133,7 +133,7 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     place += count * problem_.kv_heads * rows;
     tasks += count * problem_.kv_heads;
   }
-  const std::int64_t at_once = heads_at_once(step, tasks);
+  const std::int64_t at_once = heads_at_once(adjacent, tasks);
   for (std::size_t i = 0; i < wholes_.size(); i += static_cast<std::size_t>(problem_.kv_heads)) {
     const Whole& whole = wholes_[i];
     const std::int64_t b = whole.sequence;

@@ -16,8 +16,7 @@ struct TileKernels;
 
 /// Rows of `width` adjacent elements, row j at first + j * stride (in bytes). While it is worked on, as many bytes from
 /// ahead + j * ahead_stride on are fetched into the cache: what will be read soon. They are not read, so `ahead` may
-/// point anywhere. Null, and ahead_stride 0: nothing is
-/// fetched, because the machine does that better by itself.
+/// point anywhere. Null, and ahead_stride 0: nothing is fetched, because the machine does that better by itself.
 struct RowBlock {
   abi::Storage storage;
   const char* first;

@@ -489,7 +489,8 @@ inline void by_storage(Storage storage, const Visit& visit) {
 }
 
 // Reading floats takes longer than their arithmetic, and vectors of 8 get more of them out of memory than those of 16:
-// on Zen 4 by a tenth, in every layout. Whoever has the longer ones has these too.
+// on Zen 4 by a tenth, but for the sums of a folded group's values, which leave them too few registers. Whoever has the
+// longer ones has these too.
 
 void multiply(const RowBlock& keys, const float* query, std::int64_t queries, float* products, std::int64_t leading) {
   const auto with = [&]<Storage storage>() {
@@ -504,7 +505,7 @@ void multiply(const RowBlock& keys, const float* query, std::int64_t queries, fl
 
 void blend(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries, float* blended) {
   const auto with = [&]<Storage storage>() {
-    if constexpr (lanes == 16 && storage == Storage::f32) {
+    if (lanes == 16 && storage == Storage::f32 && queries == 1) {
       row_kernels_avx2()->blend(values, weights, leading, queries, blended);
     } else {
       blend_all<storage>(values, weights, leading, queries, blended);

@@ -15,8 +15,9 @@ def attention(q, k, v, *, mask, scale, bias, softcap, alibi, sinks, return_lse):
         slopes = standard_slopes(heads) if isinstance(alibi, str) else alibi
         distance = np.arange(queries)[:, None] + (keys - queries) - np.arange(keys)  # the last query is at the last key
         logits = logits - slopes[:, None, None] * np.abs(distance).astype(np.float32)
-    if bias is not None:
-        logits = logits + bias.astype(np.float32)
+    if bias is not None:  # -inf masks any logit, also one that has overflowed: their sum would be NaN
+        mask = mask & (bias != -np.inf)
+        logits = logits + np.where(mask, bias, 0).astype(np.float32)
     logits = np.where(mask, logits, -np.inf)
     if sinks is not None:  # one more key, which has no value
         column = np.broadcast_to(sinks[:, None, None], (*logits.shape[:3], 1))

@@ -191,6 +191,9 @@ const std::vector<Bug> mask_bugs{
        };
      }},
 
+    {"mask-inf-added", [](Hooks& k) { k.replaces = [](bool by_position) { return by_position; }; }},
+    {"mask-inf-added@position", [](Hooks& k) { k.replaces = [](bool by_position) { return !by_position; }; }},
+
     {"empty-row-garbage", [](Hooks& k) { k.writes = [](bool empty) { return !empty; }; }},
 
     {"mask-bit-offset",  // sequence b's bits begin at a byte; its offset in bits is divided as if they did not
