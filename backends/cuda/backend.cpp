@@ -43,6 +43,8 @@ class Cuda {
   }
 
   explicit Cuda(abi::Options& options) : settings_{find_machine(), count_or_none(options, "split_keys"), device_type} {
+    const int rows = count_or_none(options, "wgmma_rows");
+    if (rows > 0 && settings_.machine.warpgroup_rows > 0) settings_.machine.warpgroup_rows = rows;
 #if defined(ATTEST_CUDA_ON_HOST)
     const std::string order = options.take("order", "forward");
     if (order != "forward" && order != "backward") {

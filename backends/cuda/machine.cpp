@@ -7,6 +7,7 @@
 #include <attest/backend.hpp>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "cuda_check.h"
 
@@ -21,8 +22,8 @@ std::string version_text(int version) {
 }  // namespace
 
 std::string machine_description() {
-  return std::string("split-KV attention, mma.sync in f16 and bf16, FMA in f32; CUDA ") + version_text(CUDART_VERSION) +
-         ", cuBLASLt, for " ATTEST_CUDA_ARCHITECTURES;
+  return std::string("split-KV attention, mma.sync and wgmma in f16 and bf16, FMA in f32; CUDA ") +
+         version_text(CUDART_VERSION) + ", cuBLASLt, for " ATTEST_CUDA_ARCHITECTURES;
 }
 
 Machine find_machine() {
@@ -38,7 +39,11 @@ Machine find_machine() {
   }
   cudaDeviceProp properties{};
   ATTEST_CUDA(cudaGetDeviceProperties(&properties, 0));
-  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin, properties.l2CacheSize};
+  // Only the GPUs of 9.0 have these products, and only code for 9.0a.
+  const bool built = std::string_view(ATTEST_CUDA_ARCHITECTURES).find("90a") != std::string_view::npos;
+  const bool warpgroups = built && properties.major == 9 && properties.minor == 0;
+  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
+          warpgroups ? least_warpgroup_rows : 0, properties.l2CacheSize};
 }
 
 void* allocate(std::size_t bytes) {

@@ -22,6 +22,7 @@ struct Machine {
   std::string name;
   int multiprocessors;
   std::size_t shared_bytes;     ///< Most shared memory of a block.
+  int warpgroup_rows = 0;       ///< Rows from which products of warpgroups are used; 0: it has none.
   std::int64_t last_cache = 0;  ///< Bytes of the cache before the device's memory; 0: there is none.
 };
 
@@ -43,6 +44,9 @@ void copy(void* to, const void* from, std::size_t bytes);
 /// Memory that both sides see, zeroed.
 void* allocate_visible(std::size_t bytes);
 void deallocate_visible(void* memory) noexcept;
+
+/// From as many rows on products of warpgroups pay: below, most of a block's two times 64 would be empty.
+inline constexpr int least_warpgroup_rows = 65;
 
 /// Threads get their turns in another order, where that can be chosen: in the emulation.
 void set_backward_order(bool backward);

@@ -98,8 +98,7 @@ StepPlan::StepPlan(const Settings& settings, const attest_problem& problem)
                            std::to_string(most_key_channels) + " and " + std::to_string(most_value_channels));
   }
   // Refuses now what would not fit later.
-  layout_of(engine_for(dtype_, 1, problem.v_head_dim), dtype_, cache_dtype_, static_cast<int>(problem.qk_head_dim),
-            static_cast<int>(problem.v_head_dim), settings.machine);
+  layout_of(engine_for(heads(), 1, settings.machine), heads(), settings.machine);
   if (problem.level == ATTEST_LEVEL_LAYER) {
     q_.emplace(*problem.q_weight, problem.q_bias);
     k_.emplace(*problem.k_weight, problem.k_bias);
@@ -342,12 +341,16 @@ IntakeSide StepPlan::intake_side(bool key, const attest_step& step, const Tokens
   return side;
 }
 
+Heads StepPlan::heads() const {
+  return {dtype_, cache_dtype_, static_cast<int>(problem_.qk_head_dim), static_cast<int>(problem_.v_head_dim)};
+}
+
 void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& query, const KvSide& key,
                       const KvSide& value, const Tokens& output) {
   const attest_problem& p = problem_;
   const std::int64_t group = p.query_heads / p.kv_heads, rows = s.queries * group;
   if (rows == 0) return;
-  const EngineFacts engine = engine_for(dtype_, rows, p.v_head_dim);
+  const EngineFacts engine = engine_for(heads(), rows, settings_.machine);
   const std::int64_t tiles = (rows + engine.tile_rows - 1) / engine.tile_rows;
 
   AttendArguments a{};
@@ -357,8 +360,7 @@ void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& quer
   a.slots = s.slots;
   a.visibility = visibility_;
   a.group = static_cast<std::int32_t>(group);
-  a.layout = layout_of(engine, dtype_, cache_dtype_, static_cast<int>(p.qk_head_dim), static_cast<int>(p.v_head_dim),
-                       settings_.machine);
+  a.layout = layout_of(engine, heads(), settings_.machine);
   // A window of a tile of queries shows no more than this.
   std::int64_t keys = s.keys;
   const bool from_start = visibility_.left < 0;

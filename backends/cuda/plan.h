@@ -44,6 +44,7 @@ class StepPlan {
  private:
   struct Step;
 
+  [[nodiscard]] Heads heads() const;
   void survey(const attest_step& step, const Step& s);
   void copy(const Tokens& from, const Tokens& to, bool query, std::int64_t width, const Step& s);
   Tokens project(Linear& linear, const DLTensor& given, bool query, Scratch& gathered, Scratch& made,

@@ -8,14 +8,57 @@
 
 namespace attest::cuda {
 
-EngineFacts engine_for(Storage dtype, std::int64_t rows, std::int64_t value_channels) {
-  if (dtype == Storage::f32) return {16, 2, 4, 4, 32};
-  const bool tall = rows > 16 && value_channels <= 128;
+namespace {
+
+/// Of a block's shared memory, from its beginning.
+class Room {
+ public:
+  explicit Room(int alignment) : alignment_(alignment) {}
+  int place(int bytes) {
+    const int at = end_;
+    end_ += rounded_up(bytes, alignment_);
+    return at;
+  }
+  [[nodiscard]] int end() const { return end_; }
+
+ private:
+  int alignment_, end_ = 0;
+};
+
+/// Products of warpgroups read lines of 64 channels in groups of 8 rows: 1024 bytes, at multiples of that.
+AttendLayout prefill_layout(const Heads& heads) {
+  constexpr int line = 128;
+  const auto lines = [](int channels) { return (channels + 63) / 64; };
+  const int value_lines = prefill_lines(heads.value_channels), stages = prefill_stages(value_lines);
+  Room room(1024);
+  AttendLayout l{};
+  l.keys = prefill_keys;
+  l.query = room.place(lines(heads.key_channels) * prefill_rows * line);
+  l.value = lines(heads.key_channels) * prefill_keys * line;
+  l.stage_bytes = l.value + value_lines * prefill_keys * line;
+  l.stage = room.place(stages * l.stage_bytes);
+  l.source = room.place(stages * tile_source_bytes);
+  l.bytes = room.end();
+  return l;
+}
+
+}  // namespace
+
+EngineFacts engine_for(const Heads& heads, std::int64_t rows, const Machine& machine) {
+  if (heads.dtype == Storage::f32) return {16, 2, 4, 4, 32};
+  constexpr int most_channels = 64 * most_prefill_lines;
+  const bool warpgroups = machine.warpgroup_rows > 0 && rows >= machine.warpgroup_rows && heads.cache == heads.dtype &&
+                          heads.key_channels <= most_channels && heads.value_channels <= most_channels;
+  if (warpgroups && static_cast<std::size_t>(prefill_layout(heads).bytes) <= machine.shared_bytes) {
+    return {prefill_rows, prefill_stages(prefill_lines(heads.value_channels)), 16, 2, prefill_keys};
+  }
+  const bool tall = rows > 16 && heads.value_channels <= 128;
   return {tall ? 64 : 16, 3, 16, 2, 64};
 }
 
-AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, int key_channels, int value_channels,
-                       const Machine& machine) {
+AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine) {
+  if (engine.tile_rows == prefill_rows) return prefill_layout(heads);
+  const auto [dtype, cache, key_channels, value_channels] = heads;
   const bool coded = cache != dtype;
   const int raw_bytes = element_bytes(cache), number = engine.number_bytes;
   // 16 bytes more than a row has: neighbouring rows then begin in different banks.
@@ -24,12 +67,8 @@ AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, 
   };
   for (int keys = engine.most_keys; keys >= 16; keys /= 2) {
     AttendLayout l{};
-    int end = 0;
-    const auto place = [&](int bytes) {
-      const int at = end;
-      end += rounded_up(bytes, 128);
-      return at;
-    };
+    Room room(128);
+    const auto place = [&](int bytes) { return room.place(bytes); };
     l.keys = keys;
     l.query_pitch = pitch(key_channels, engine.channel_unit, number);
     l.query = place(engine.tile_rows * l.query_pitch);
@@ -51,10 +90,10 @@ AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, 
       l.decoded = place(keys * l.decoded_key_pitch);
       l.decoded_value = place(keys * l.decoded_value_pitch);
     }
-    l.bytes = end;
+    l.bytes = room.end();
     // Two blocks a multiprocessor, so that one computes while the other waits; if need be, one.
-    const std::size_t room = keys > 16 ? machine.shared_bytes / 2 : machine.shared_bytes;
-    if (static_cast<std::size_t>(end) <= room) return l;
+    const std::size_t most = keys > 16 ? machine.shared_bytes / 2 : machine.shared_bytes;
+    if (static_cast<std::size_t>(l.bytes) <= most) return l;
   }
   throw abi::Unsupported("not implemented: heads of " + std::to_string(key_channels) + " and " +
                          std::to_string(value_channels) + " channels in " + std::to_string(machine.shared_bytes) +

@@ -18,13 +18,17 @@ struct EngineFacts {
 /// Channels of a key and of a value that there is an engine for.
 inline constexpr std::int64_t most_key_channels = 576, most_value_channels = 512;
 
-/// The engine for a dtype; `rows`: those of the longest sequence's queries and a group's heads.
-EngineFacts engine_for(Storage dtype, std::int64_t rows, std::int64_t value_channels);
+/// Numbers and channels of a problem.
+struct Heads {
+  Storage dtype, cache;  ///< `cache`: of keys and values; codes if it is not `dtype`.
+  int key_channels, value_channels;
+};
 
-/// `cache`: the storage of keys and values, codes if it is not `dtype`. Throws abi::Unsupported if it does not fit into
-/// the machine's shared memory.
-AttendLayout layout_of(const EngineFacts& engine, Storage dtype, Storage cache, int key_channels, int value_channels,
-                       const Machine& machine);
+/// The engine for `rows`: those of the longest sequence's queries and a group's heads.
+EngineFacts engine_for(const Heads& heads, std::int64_t rows, const Machine& machine);
+
+/// Throws abi::Unsupported if it does not fit into the machine's shared memory.
+AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine);
 
 /// How the keys are split. `blocks`: of a launch with one split; `keys`: most that a block can see; `wanted`: keys of a
 /// split, 0: as is best for the machine.

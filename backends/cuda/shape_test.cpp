@@ -9,7 +9,7 @@
 namespace attest::cuda {
 namespace {
 
-const Machine hopper{"9.0", 132, 227 << 10};
+const Machine hopper{"9.0", 132, 227 << 10, least_warpgroup_rows};
 const Machine small{"12.0", 170, 99 << 10};
 
 TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no two parts overlap") {
@@ -18,8 +18,9 @@ TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no
       for (const int keys : {1, 8, 33, 64, 128, 192, 256, 576}) {
         for (const int values : {1, 10, 64, 128, 129, 512}) {
           for (const std::int64_t rows : {1, 17}) {
-            const EngineFacts engine = engine_for(dtype, rows, values);
-            const AttendLayout l = layout_of(engine, dtype, cache, keys, values, hopper);
+            const Heads heads{dtype, cache, keys, values};
+            const EngineFacts engine = engine_for(heads, rows, hopper);
+            const AttendLayout l = layout_of(engine, heads, hopper);
             INFO(keys << " and " << values << " channels, " << l.bytes << " bytes");
             CHECK(static_cast<std::size_t>(l.bytes) <= hopper.shared_bytes);
             CHECK(l.keys <= TileSource::most);
@@ -48,9 +49,45 @@ TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no
 }
 
 TEST_CASE("what has no room is refused") {
-  const EngineFacts engine = engine_for(Storage::f32, 1, 512);
-  CHECK_THROWS_AS(layout_of(engine, Storage::f32, Storage::f32, 576, 512, small), abi::Unsupported);
-  CHECK_NOTHROW(layout_of(engine_for(Storage::bf16, 1, 128), Storage::bf16, Storage::bf16, 128, 128, small));
+  const Heads wide{Storage::f32, Storage::f32, 576, 512}, usual{Storage::bf16, Storage::bf16, 128, 128};
+  CHECK_THROWS_AS(layout_of(engine_for(wide, 1, small), wide, small), abi::Unsupported);
+  CHECK_NOTHROW(layout_of(engine_for(usual, 1, small), usual, small));
+}
+
+TEST_CASE("many rows go to products of warpgroups where the machine has them and the heads fit") {
+  const auto rows_of = [](const Heads& heads, std::int64_t rows, const Machine& machine) {
+    return engine_for(heads, rows, machine).tile_rows;
+  };
+  const Heads usual{Storage::bf16, Storage::bf16, 128, 128};
+  CHECK(rows_of(usual, least_warpgroup_rows, hopper) == prefill_rows);
+  CHECK(rows_of(usual, least_warpgroup_rows - 1, hopper) == 64);
+  CHECK(rows_of(usual, 4096, small) == 64);
+  CHECK(rows_of({Storage::f16, Storage::f16, 256, 256}, 4096, hopper) == prefill_rows);
+  CHECK(rows_of({Storage::f16, Storage::f16, 257, 64}, 4096, hopper) == 64);
+  CHECK(rows_of({Storage::f16, Storage::f16, 64, 257}, 4096, hopper) == 16);
+  CHECK(rows_of({Storage::bf16, Storage::i8, 128, 128}, 4096, hopper) == 64);
+  CHECK(rows_of({Storage::f32, Storage::f32, 128, 128}, 4096, hopper) == 16);
+}
+
+TEST_CASE("the tiles of warpgroups lie at whole swizzles, and no two parts overlap") {
+  for (const int keys : {1, 64, 65, 128, 192, 256}) {
+    for (const int values : {1, 64, 65, 128, 129, 256}) {
+      const Heads heads{Storage::f16, Storage::f16, keys, values};
+      const EngineFacts engine = engine_for(heads, 4096, hopper);
+      REQUIRE(engine.tile_rows == prefill_rows);
+      const AttendLayout l = layout_of(engine, heads, hopper);
+      const int key_lines = (keys + 63) / 64, value_lines = (values + 63) / 64;
+      INFO(keys << " and " << values << " channels, " << l.bytes << " bytes");
+      CHECK(static_cast<std::size_t>(l.bytes) <= hopper.shared_bytes);
+      CHECK(l.keys == prefill_keys);
+      for (const int at : {l.query, l.stage, l.stage_bytes, l.value}) CHECK(at % 1024 == 0);
+      CHECK(l.query + key_lines * prefill_rows * 128 <= l.stage);
+      CHECK(key_lines * prefill_keys * 128 <= l.value);
+      CHECK(l.value + value_lines * prefill_keys * 128 <= l.stage_bytes);
+      CHECK(l.stage + engine.stages * l.stage_bytes <= l.source);
+      CHECK(l.source + engine.stages * tile_source_bytes <= l.bytes);
+    }
+  }
 }
 
 TEST_CASE("splits cover the keys, wherever they begin") {

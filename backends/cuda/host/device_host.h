@@ -84,6 +84,46 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
   emulator::multiply_add(c, a, b0, b1, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
 }
 
+inline bool swizzle_aligned(const void* shared) {
+  return emulator::shared_address(shared) % 1024 == 0;
+}
+inline std::uint64_t matrix_descriptor(const void* at) {
+  return (emulator::shared_address(at) & 0x3FFFF) >> 4 | std::uint64_t{1} << 16 | std::uint64_t{64} << 32 |
+         std::uint64_t{1} << 62;
+}
+inline void publish_to_products() {
+  emulator::publish_to_products();
+}
+inline void warpgroup_fence() {
+  emulator::warpgroup_fence();
+}
+inline void warpgroup_commit() {
+  emulator::warpgroup_commit();
+}
+inline void warpgroup_wait() {
+  emulator::warpgroup_wait();
+}
+template <class T>
+void multiply_add_64(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  emulator::multiply_add_64(d, nullptr, a, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+}
+template <class T>
+void multiply_add_64(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
+  emulator::multiply_add_64(d, a, 0, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+}
+
+template <class T>
+std::uint32_t pair_of(float first, float second) {
+  const auto code = [](float value) {
+    return std::is_same_v<T, Half> ? abi::F16::encode(value) : abi::Bf16::encode(value);
+  };
+  return static_cast<std::uint32_t>(code(first)) | static_cast<std::uint32_t>(code(second)) << 16;
+}
+
+inline float power_of_two(float x) {
+  return std::exp2(x);
+}
+
 // Rounded twice: without the instruction std::fma is slow, and no index depends on it.
 inline float fused(float x, float y, float z) {
   return x * y + z;

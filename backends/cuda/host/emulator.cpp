@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "emulator.h"
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -31,12 +34,37 @@ struct Thread {
   Wait wait = Wait::none;
   std::vector<std::vector<Copy>> groups;  ///< Ended and not yet waited for, oldest first.
   std::vector<Copy> copies;               ///< Of the group that is still open.
+  bool unpublished = false;               ///< Copies have arrived that products may not see yet.
 };
 
-struct Warp {
+/// Lanes of a warp or a warpgroup that meet for an instruction.
+struct Meeting {
   int arrived = 0;
   void (*work)(void* const* lanes) = nullptr;
-  void* lanes[warp] = {};
+  void* lanes[warpgroup] = {};
+};
+
+/// A product in the background: factors as they were when it began.
+struct Product {
+  std::array<float*, warpgroup> sums;
+  std::array<std::array<float, 16>, 64> left, right;  ///< Rows of the left one, columns of the right one.
+  bool left_shared;
+  std::uint64_t a, b;
+  abi::Storage storage;
+};
+
+/// Sums of a warpgroup that products are at work on; the threads see NaNs meanwhile.
+struct Held {
+  std::array<float*, warpgroup> sums;
+  std::array<std::array<float, 32>, warpgroup> values;
+};
+
+struct Warpgroup {
+  Meeting meeting;
+  bool fenced = false;
+  std::vector<Product> products;
+  std::size_t committed = 0;  ///< Of them.
+  std::vector<Held> held;
 };
 
 void copy(const std::vector<Copy>& copies) {
@@ -79,30 +107,45 @@ class Block {
   }
 
   void wait_for_warp(void* mine, void (*work)(void* const* lanes)) {
-    const int first = place.thread / warp * warp;
-    Warp& own = warps_[static_cast<std::size_t>(place.thread / warp)];
+    meet(warps_[static_cast<std::size_t>(place.thread / warp)], warp, mine, work);
+  }
+  void wait_for_warpgroup(void* mine, void (*work)(void* const* lanes)) {
+    if (count_ % warpgroup != 0) fail("a product of a warpgroup in a block of threads that do not fill theirs");
+    meet(own_warpgroup().meeting, warpgroup, mine, work);
+  }
+
+  Thread& running() { return thread(place.thread); }
+  Warpgroup& own_warpgroup() { return warpgroups_[static_cast<std::size_t>(place.thread / warpgroup)]; }
+  [[nodiscard]] const std::byte* shared() const { return shared_.get(); }
+  [[nodiscard]] std::size_t shared_bytes() const { return shared_bytes_; }
+  [[nodiscard]] bool unpublished() {
+    return std::any_of(threads_.begin(), threads_.begin() + count_, [](const Thread& t) { return t.unpublished; });
+  }
+
+ private:
+  void meet(Meeting& own, int lanes, void* mine, void (*work)(void* const* lanes)) {
+    const int first = place.thread / lanes * lanes;
     if (own.arrived == 0) own.work = work;
     if (own.work != work) fail("lanes of one warp execute different warp instructions");
     own.lanes[place.thread - first] = mine;
-    if (++own.arrived == warp) {
+    if (++own.arrived == lanes) {
       own.arrived = 0;
       work(own.lanes);
-      for (int l = 0; l < warp; ++l) thread(first + l).wait = Wait::none;
+      for (int l = 0; l < lanes; ++l) thread(first + l).wait = Wait::none;
     } else {
       pause(Wait::warp);
     }
   }
 
-  Thread& running() { return thread(place.thread); }
-
- private:
   Thread& thread(int t) { return threads_[static_cast<std::size_t>(t)]; }
 
   void run_block(const Place& where, std::size_t shared_bytes) {
     // Of exactly this size, and full of NaNs.
-    shared_.reset(static_cast<std::byte*>(::operator new[](shared_bytes, std::align_val_t{128})));
+    shared_.reset(static_cast<std::byte*>(::operator new[](shared_bytes, std::align_val_t{1024})));
+    shared_bytes_ = shared_bytes;
     std::memset(shared_.get(), 0xFF, shared_bytes);
-    warps_.assign(static_cast<std::size_t>(count_ / warp), Warp{});
+    warps_.assign(static_cast<std::size_t>(count_ / warp), Meeting{});
+    warpgroups_.assign(static_cast<std::size_t>(count_ / warpgroup), Warpgroup{});
     at_barrier_ = 0;
     ended_ = 0;
     place = where;
@@ -110,6 +153,7 @@ class Block {
       thread(t).wait = Wait::none;
       thread(t).groups.clear();
       thread(t).copies.clear();
+      thread(t).unpublished = false;
       thread(t).fiber.start(&Block::enter);
     }
     place.thread = step_ == 1 ? 0 : count_ - 1;
@@ -123,6 +167,9 @@ class Block {
     if (!running().copies.empty() || !running().groups.empty()) fail("a thread ended before its copies had arrived");
     ++ended_;
     if (ended_ == count_) {
+      for (const Warpgroup& each : warpgroups_) {
+        if (!each.products.empty()) fail("a block ended before its products were done");
+      }
       running().wait = Wait::ended;
       running().fiber.switch_to(outside_, true);
     }
@@ -146,12 +193,14 @@ class Block {
   }
 
   struct Free {
-    void operator()(std::byte* memory) const { ::operator delete[](memory, std::align_val_t{128}); }
+    void operator()(std::byte* memory) const { ::operator delete[](memory, std::align_val_t{1024}); }
   };
 
   std::deque<Thread> threads_;
-  std::vector<Warp> warps_;
+  std::vector<Meeting> warps_;
+  std::vector<Warpgroup> warpgroups_;
   std::unique_ptr<std::byte[], Free> shared_;
+  std::size_t shared_bytes_ = 0;
   Fiber outside_;
   const std::function<void(std::byte* shared)>* kernel_ = nullptr;
   int count_ = 0, step_ = 1, at_barrier_ = 0, ended_ = 0;
@@ -203,6 +252,7 @@ void copy_commit() {
 void copy_wait(int pending) {
   auto& groups = block().running().groups;
   while (groups.size() > static_cast<std::size_t>(pending)) {
+    if (!groups.front().empty()) block().running().unpublished = true;
     copy(groups.front());
     groups.erase(groups.begin());
   }
@@ -270,6 +320,136 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
         to[i] = sum;
       }
     }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products of a warpgroup, by the PTX ISA's chapter on wgmma: fragments of the sums and of the left factor, matrix
+// descriptors with the 128-byte swizzle, K-major and MN-major layouts.
+
+namespace {
+
+float number_of(std::uint32_t code, abi::Storage storage) {
+  return storage == abi::Storage::f16 ? abi::F16::decode(code) : abi::Bf16::decode(code);
+}
+
+/// 64 lines of 16 numbers along k. Along k: element k of line n is number k of row n. Else it is number n of row k.
+std::array<std::array<float, 16>, 64> factor(std::uint64_t descriptor, bool along_k, abi::Storage storage) {
+  const std::uint64_t start = (descriptor & 0x3FFF) << 4, group = (descriptor >> 32 & 0x3FFF) << 4;
+  if (descriptor >> 62 != 1) fail("a matrix descriptor without the 128-byte swizzle");
+  if ((descriptor >> 49 & 7) != 0) fail("a matrix descriptor with a base offset");
+  if (group % 1024 != 0) fail("a matrix descriptor whose groups of rows are no swizzle's");
+  std::array<std::array<float, 16>, 64> lines;
+  for (std::uint64_t n = 0; n < 64; ++n) {
+    for (std::uint64_t k = 0; k < 16; ++k) {
+      const std::uint64_t row = along_k ? n : k, number = along_k ? k : n;
+      const std::uint64_t plain = start + row / 8 * group + row % 8 * 128 + number * 2;
+      const std::uint64_t at = plain ^ (plain >> 7 & 7) << 4;
+      if (at + 2 > block().shared_bytes()) fail("a matrix descriptor that leads beyond the shared memory");
+      std::uint16_t code;
+      std::memcpy(&code, block().shared() + at, sizeof code);
+      lines[n][k] = number_of(code, storage);
+    }
+  }
+  return lines;
+}
+
+/// Bit by bit, for NaNs are no reason.
+bool same(const std::array<std::array<float, 16>, 64>& a, const std::array<std::array<float, 16>, 64>& b) {
+  return std::memcmp(&a, &b, sizeof a) == 0;
+}
+
+void finish(Warpgroup& own) {
+  if (own.committed != own.products.size()) fail("a wait for products that were not committed");
+  for (const Product& p : own.products) {
+    if (p.left_shared && !same(p.left, factor(p.a, true, p.storage))) fail("a product's left factor has changed");
+    if (!same(p.right, factor(p.b, p.left_shared, p.storage))) fail("a product's right factor has changed");
+    const auto held =
+        std::find_if(own.held.begin(), own.held.end(), [&](const Held& each) { return each.sums == p.sums; });
+    for (int t = 0; t < warpgroup; ++t) {
+      for (int i = 0; i < 32; ++i) {
+        const auto row = static_cast<std::size_t>(t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8);
+        const auto column = static_cast<std::size_t>(i / 4 * 8 + t % 4 * 2 + i % 2);
+        float& sum = held->values[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)];
+        for (std::size_t k = 0; k < 16; ++k) sum += p.left[row][k] * p.right[column][k];
+      }
+    }
+  }
+  for (const Held& each : own.held) {
+    for (std::size_t t = 0; t < warpgroup; ++t) std::copy(each.values[t].begin(), each.values[t].end(), each.sums[t]);
+  }
+  own.products.clear();
+  own.held.clear();
+  own.committed = 0;
+  own.fenced = false;
+}
+
+}  // namespace
+
+std::uint32_t shared_address(const void* shared) {
+  return static_cast<std::uint32_t>(static_cast<const std::byte*>(shared) - block().shared());
+}
+
+void publish_to_products() {
+  block().running().unpublished = false;
+}
+
+void warpgroup_fence() {
+  block().wait_for_warpgroup(nullptr, [](void* const*) { block().own_warpgroup().fenced = true; });
+}
+
+void warpgroup_commit() {
+  block().wait_for_warpgroup(nullptr, [](void* const*) {
+    Warpgroup& own = block().own_warpgroup();
+    own.committed = own.products.size();
+  });
+}
+
+void warpgroup_wait() {
+  block().wait_for_warpgroup(nullptr, [](void* const*) { finish(block().own_warpgroup()); });
+}
+
+void multiply_add_64(float (&d)[32], const std::uint32_t* a_fragments, std::uint64_t a, std::uint64_t b,
+                     abi::Storage storage) {
+  struct Lane {
+    float* d;
+    const std::uint32_t* fragments;
+    std::uint64_t a, b;
+    abi::Storage storage;
+  } lane{d, a_fragments, a, b, storage};
+  block().wait_for_warpgroup(&lane, [](void* const* lanes) {
+    const auto lane_of = [&](std::size_t t) -> const Lane& { return *static_cast<Lane*>(lanes[t]); };
+    Warpgroup& own = block().own_warpgroup();
+    if (!own.fenced) fail("a product of a warpgroup without a fence before it");
+    if (block().unpublished()) fail("a product whose factors in shared memory were not published to it");
+    const Lane& first = lane_of(0);
+    Product made{{}, {}, {}, first.fragments == nullptr, first.a, first.b, first.storage};
+    for (std::size_t t = 0; t < warpgroup; ++t) {
+      const Lane& own_lane = lane_of(t);
+      if (own_lane.a != first.a || own_lane.b != first.b) fail("threads of one warpgroup name different factors");
+      made.sums[t] = own_lane.d;
+      if (first.fragments == nullptr) continue;
+      const std::size_t row = t / 32 * 16 + t % 32 / 4, k = t % 4 * 2;
+      for (std::size_t i = 0; i < 4; ++i) {
+        for (std::size_t half = 0; half < 2; ++half) {
+          made.left[row + i % 2 * 8][k + i / 2 * 8 + half] =
+              number_of(own_lane.fragments[i] >> 16 * half & 0xFFFFU, first.storage);
+        }
+      }
+    }
+    if (made.left_shared) made.left = factor(made.a, true, made.storage);
+    made.right = factor(made.b, made.left_shared, made.storage);
+    const bool known =
+        std::any_of(own.held.begin(), own.held.end(), [&](const Held& each) { return each.sums == made.sums; });
+    if (!known) {
+      Held held{made.sums, {}};
+      for (std::size_t t = 0; t < warpgroup; ++t) {
+        std::copy(made.sums[t], made.sums[t] + 32, held.values[t].begin());
+        std::fill(made.sums[t], made.sums[t] + 32, std::nanf(""));
+      }
+      own.held.push_back(held);
+    }
+    own.products.push_back(made);
   });
 }
 

@@ -14,7 +14,7 @@
 
 namespace attest::cuda::emulator {
 
-inline constexpr int warp = 32;
+inline constexpr int warp = 32, warpgroup = 128;
 
 /// Which thread of which block is running.
 struct Place {
@@ -46,5 +46,20 @@ void copy_wait(int pending);
 
 void load_matrices(std::uint32_t (&to)[4], const void* row, bool transposed);
 void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1, abi::Storage storage);
+
+/// As a GPU counts it: from the beginning of the block's shared memory.
+std::uint32_t shared_address(const void* shared);
+/// What the thread's copies have brought since the last time may be a factor of products, after a barrier.
+void publish_to_products();
+
+// wgmma.m64n64k16. A product is done at the wait; until then its sums are NaN, and if by then one of its factors in
+// shared memory has changed, the process ends.
+
+void warpgroup_fence();
+void warpgroup_commit();
+void warpgroup_wait();
+/// `a_fragments` null: both factors are in shared memory, row by row. Else `b` lies there with its rows along k.
+void multiply_add_64(float (&d)[32], const std::uint32_t* a_fragments, std::uint64_t a, std::uint64_t b,
+                     abi::Storage storage);
 
 }  // namespace attest::cuda::emulator

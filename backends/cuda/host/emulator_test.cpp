@@ -152,6 +152,105 @@ TEST_CASE("matrices that are loaded and multiplied as fragments give the product
   }
 }
 
+/// Number c of row r of a tile of `rows` rows of lines of 64 numbers, by the layout of the PTX ISA's 128-byte swizzle:
+/// bits 4 to 6 of an address are flipped by bits 7 to 9.
+Half& swizzled_number(std::byte* tile, int rows, int r, int c) {
+  const int plain = c / 64 * rows * 128 + r * 128 + c % 64 * 2;
+  return *reinterpret_cast<Half*>(tile + (plain ^ (plain >> 7 & 7) << 4));
+}
+
+TEST_CASE("products of warpgroups, from shared memory and from registers") {
+  // a [128 x 80], two warpgroups of 64 rows; b as [64 x 80] for a b^T, and c [80 x 64] for a c.
+  constexpr int depth = 80, lines = 2, a_bytes = lines * 128 * 128, b_bytes = lines * 64 * 128;
+  for (const bool registers : {false, true}) {
+    std::vector<float> product(128 * 64);
+    emulator::launch({1, 1, 1}, 256, a_bytes + b_bytes, Order::backward, [&](std::byte* shared) {
+      std::byte *const a = shared, *const b = shared + a_bytes;
+      for (int i = thread_index(); i < 128 * depth; i += 256) {
+        swizzled_number(a, 128, i / depth, i % depth) = narrow<Half>(entry(i / depth, i % depth));
+      }
+      for (int i = thread_index(); i < 64 * depth; i += 256) {
+        const int n = i / depth, k = i % depth;
+        // The same numbers: b's rows along n, or along k.
+        (registers ? swizzled_number(b, depth, k, n) : swizzled_number(b, 64, n, k)) = narrow<Half>(entry(k + 5, n));
+      }
+      publish_to_products();
+      barrier();
+      const int t = thread_index(), row = t / 32 * 16 + t % 32 / 4, group = t / 128;
+      CHECK(swizzle_aligned(shared));
+      CHECK_FALSE(swizzle_aligned(shared + 512));
+      float sum[32];
+      for (float& x : sum) x = 1;
+      warpgroup_fence();
+      for (int k = 0; k < depth; k += 16) {
+        if (registers) {
+          const auto pair = [&](int r, int c) {
+            return pair_of<Half>(entry(row + r, k + t % 4 * 2 + c), entry(row + r, k + t % 4 * 2 + c + 1));
+          };
+          const std::uint32_t left[4] = {pair(0, 0), pair(8, 0), pair(0, 8), pair(8, 8)};
+          multiply_add_64<Half>(sum, left, matrix_descriptor(b + k * 128));
+        } else {
+          multiply_add_64<Half>(sum, matrix_descriptor(a + (k / 64 * 128 + group * 64) * 128 + k % 64 * 2),
+                                matrix_descriptor(b + k / 64 * 64 * 128 + k % 64 * 2));
+        }
+      }
+      warpgroup_commit();
+      CHECK(std::isnan(sum[7]));  // It is not done before the wait.
+      warpgroup_wait();
+      for (int i = 0; i < 32; ++i) {
+        const int r = row + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
+        product[static_cast<std::size_t>(r * 64 + n)] = sum[i];
+      }
+    });
+    for (int r = 0; r < 128; ++r) {
+      for (int n = 0; n < 64; ++n) {
+        float wanted = 1;
+        for (int k = 0; k < depth; ++k) wanted += entry(r, k) * entry(k + 5, n);
+        REQUIRE(product[static_cast<std::size_t>(r * 64 + n)] == wanted);
+      }
+    }
+  }
+}
+
+TEST_CASE("what a product of a warpgroup must not meet ends the process") {
+  alignas(16) static const std::array<std::byte, 16> source{};
+  struct Slip {
+    bool fence = true, publish = true, commit = true, wait = true, keep = true, aligned = true;
+    int threads = 128;
+  };
+  const auto run = [](const Slip& slip) {
+    return dies([&] {
+      emulator::launch({1, 1, 1}, slip.threads, 16384, Order::forward, [&](std::byte* shared) {
+        copy_16(shared + 16 * thread_index(), source.data(), true);
+        copy_commit();
+        copy_wait<0>();
+        if (slip.publish) publish_to_products();
+        barrier();
+        float sum[32] = {};
+        if (slip.fence) warpgroup_fence();
+        const std::uint64_t factor = matrix_descriptor(shared) & (slip.aligned ? ~std::uint64_t{0} : ~0ULL >> 2);
+        multiply_add_64<Half>(sum, factor, factor);
+        if (slip.commit) warpgroup_commit();
+        if (!slip.keep && thread_index() == 0) shared[130] = std::byte{1};
+        if (slip.wait) warpgroup_wait();
+      });
+    });
+  };
+  const auto with = [](auto change) {
+    Slip slip;
+    change(slip);
+    return slip;
+  };
+  CHECK_FALSE(run({}));
+  CHECK(run(with([](Slip& s) { s.fence = false; })));
+  CHECK(run(with([](Slip& s) { s.publish = false; })));
+  CHECK(run(with([](Slip& s) { s.commit = false; })));
+  CHECK(run(with([](Slip& s) { s.wait = false; })));
+  CHECK(run(with([](Slip& s) { s.keep = false; })));
+  CHECK(run(with([](Slip& s) { s.aligned = false; })));
+  CHECK(run(with([](Slip& s) { s.threads = 96; })));
+}
+
 TEST_CASE("what would hang or be undefined on a GPU ends the process") {
   const auto run = [](int threads, const std::function<void(std::byte*)>& kernel) {
     return dies([&] { emulator::launch({1, 1, 1}, threads, 16, Order::forward, kernel); });

@@ -19,8 +19,8 @@ std::string machine_description() {
 }
 
 Machine find_machine() {
-  // As few multiprocessors as a small grid needs to be split; the shared memory of compute capability 9.0.
-  return {"emulation", 4, 227 << 10};
+  // As few multiprocessors as a small grid needs to be split; else compute capability 9.0.
+  return {"emulation", 4, 227 << 10, least_warpgroup_rows};
 }
 
 void set_backward_order(bool backward) {

@@ -71,7 +71,8 @@ struct StoreArguments {
 // ---------------------------------------------------------------------------------------------------------------------
 // attend.cuh and combine.cuh
 
-/// Where things lie in a block's shared memory, in bytes; made by the host (layout_of).
+/// Where things lie in a block's shared memory, in bytes; made by the host (layout_of). Of Prefill only keys, query,
+/// stage, stage_bytes, value, source and bytes.
 struct AttendLayout {
   std::int32_t keys;                ///< Of a tile: 16, 32 or 64.
   std::int32_t query, query_pitch;  ///< Pitches in bytes, multiples of 16.
@@ -109,6 +110,16 @@ struct TileSource {
   float key_scale[most], value_scale[most];
 };
 inline constexpr int tile_source_bytes = sizeof(TileSource);
+
+/// Rows of a block of Prefill, keys of its tiles, and how many of these it has room for, by lines of 64 value channels.
+inline constexpr int prefill_rows = 128, prefill_keys = 64;
+inline constexpr int most_prefill_lines = 4;
+ATTEST_BOTH constexpr int prefill_lines(int value_channels) {
+  return value_channels <= 64 ? 1 : value_channels <= 128 ? 2 : most_prefill_lines;
+}
+ATTEST_BOTH constexpr int prefill_stages(int lines) {
+  return lines > 2 ? 2 : 3;
+}
 
 struct AttendArguments {
   Tokens query;

@@ -5,14 +5,21 @@
 
 #include "attend.cuh"
 #include "launch.cuh"
+#include "prefill.cuh"
 
 namespace attest::cuda {
 
-/// `tile_rows`: 16, or 64 for values of up to 128 channels.
+/// `tile_rows`: 16, 64 for values of up to 128 channels, or prefill_rows for up to 256.
 template <class T>
 void launch_attend_16(int tile_rows, Grid grid, const AttendArguments& arguments, Stream stream) {
   const auto shared = static_cast<std::size_t>(arguments.layout.bytes);
   const auto play = [&]<class Engine>(Engine) { launch<Attend<Engine>>(grid, shared, stream, arguments); };
+  if (tile_rows == prefill_rows) {
+    const int lines = prefill_lines(arguments.value.width);
+    if (lines == 1) return launch<Prefill<T, 1>>(grid, shared, stream, arguments);
+    if (lines == 2) return launch<Prefill<T, 2>>(grid, shared, stream, arguments);
+    return launch<Prefill<T, 4>>(grid, shared, stream, arguments);
+  }
   if (tile_rows == 64) {
     play(MatrixEngine<T, 4, 8>());
   } else if (arguments.value.width <= MatrixEngine<T, 1, 2>::most_value_channels) {

@@ -100,6 +100,111 @@ ATTEST_DEVICE void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std:
   }
 }
 
+// --- Products of a warpgroup: 128 threads, the first of them a multiple of 128. Compute capability 9.0a only;
+// elsewhere they end the kernel, and the host launches none that would call them.
+//
+// A product runs in the background: between warpgroup_fence() and the warpgroup_wait() that covers it, the threads
+// leave its sums and factors in registers alone, and nobody writes to its factors in shared memory.
+
+/// Whether what the kernel calls its shared memory begins where swizzled tiles may begin.
+ATTEST_DEVICE bool swizzle_aligned(const void* shared) {
+  return __cvta_generic_to_shared(shared) % 1024 == 0;
+}
+/// Names a factor in shared memory, 64 numbers of 16 bits a row of 128 bytes, in groups of 8 rows one after the other,
+/// the 16-byte pieces of row r swapped by r % 8 (128-byte swizzle). `at`: the first row, plus 32 bytes for each 16
+/// numbers along the row. PTX ISA, "Matrix Descriptor Format" of wgmma.
+ATTEST_DEVICE std::uint64_t matrix_descriptor(const void* at) {
+  constexpr std::uint64_t group_bytes = 1024, swizzle_128 = 1;
+  const std::uint64_t start = __cvta_generic_to_shared(at);
+  // The leading dimension's offset does not count for matrices no wider than the swizzle.
+  return (start & 0x3FFFF) >> 4 | std::uint64_t{1} << 16 | group_bytes >> 4 << 32 | swizzle_128 << 62;
+}
+/// What this thread has written to shared memory, copies included, is seen by products that begin after a barrier.
+ATTEST_DEVICE void publish_to_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#endif
+}
+ATTEST_DEVICE void warpgroup_fence() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+#else
+  __trap();
+#endif
+}
+/// Ends a group of products.
+ATTEST_DEVICE void warpgroup_commit() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+#endif
+}
+/// Until all groups are done.
+ATTEST_DEVICE void warpgroup_wait() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#endif
+}
+
+// Thread t has of d (64 x 64) in number 4 j + 2 i + k: row 16 (t / 32) + t % 32 / 4 + 8 i, column 8 j + 2 (t % 4) + k.
+#define ATTEST_WGMMA_64(types, factors, tail)                                                                        \
+  "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." types                    \
+  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31}, " factors ", add, 1, 1, " tail ";\n}\n"
+#define ATTEST_WGMMA_SUMS(d)                                                                                  \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+      "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),  \
+      "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
+      "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+
+/// d += a b^T for a and b of 64 rows and 16 numbers in each, both in shared memory.
+template <class T>
+ATTEST_DEVICE void multiply_add_64(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (std::is_same_v<T, Half>) {
+    asm volatile(ATTEST_WGMMA_64("f16.f16", "%32, %33", "0, 0") : ATTEST_WGMMA_SUMS(d) : "l"(a), "l"(b));
+  } else {
+    asm volatile(ATTEST_WGMMA_64("bf16.bf16", "%32, %33", "0, 0") : ATTEST_WGMMA_SUMS(d) : "l"(a), "l"(b));
+  }
+#endif
+}
+/// d += a b for a of 64 rows and 16 numbers, each warp's 16 rows in the fragments of mma.m16n8k16, and b of 16 rows and
+/// 64 numbers in shared memory.
+template <class T>
+ATTEST_DEVICE void multiply_add_64(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (std::is_same_v<T, Half>) {
+    asm volatile(ATTEST_WGMMA_64("f16.f16", "{%32, %33, %34, %35}, %36", "1")
+                 : ATTEST_WGMMA_SUMS(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  } else {
+    asm volatile(ATTEST_WGMMA_64("bf16.bf16", "{%32, %33, %34, %35}, %36", "1")
+                 : ATTEST_WGMMA_SUMS(d)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+#endif
+}
+#undef ATTEST_WGMMA_64
+#undef ATTEST_WGMMA_SUMS
+
+/// Two numbers side by side, as fragments have them; the first in the lower half.
+template <class T>
+ATTEST_DEVICE std::uint32_t pair_of(float first, float second) {
+  if constexpr (std::is_same_v<T, Half>) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+}
+
+/// 2^x within 2 units in the last place; 0 where that is no normal number.
+ATTEST_DEVICE float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// x y + z, rounded once.
 ATTEST_DEVICE float fused(float x, float y, float z) {
   return fmaf(x, y, z);

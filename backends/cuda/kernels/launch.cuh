@@ -16,7 +16,7 @@ namespace attest::cuda {
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, Kernel::blocks)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
-  extern __shared__ __align__(128) std::byte shared[];
+  extern __shared__ __align__(1024) std::byte shared[];  // As products of warpgroups want it.
   Kernel::run(arguments, shared);
 }
 
