@@ -136,6 +136,9 @@ T narrow(float value) {
   if constexpr (std::is_same_v<T, float>) return value;
 }
 
+inline float number_of_code(Storage storage, std::uint8_t code) {
+  return abi::load(storage, &code);
+}
 inline float load_number(Storage storage, const void* from) {
   return abi::load(storage, from);
 }

@@ -144,9 +144,8 @@ struct Attend {
     block_.fetch<threads>(a_.value, tile, from.value, [=](int n, int byte) { return value + n * value_pitch + byte; });
   }
 
-  template <class Element>
-  struct alignas(4 * sizeof(Element)) Four {
-    Element element[4];
+  struct alignas(4 * sizeof(Number)) Four {
+    Number element[4];
   };
 
   /// Codes times scales, as numbers.
@@ -161,22 +160,21 @@ struct Attend {
                             const std::byte* const* rows_from, const float* scales, Number* to, int to_pitch) const {
     for (std::int32_t n = thread_index() / 32; n < layout().keys; n += threads / 32) {
       const bool there = rows_from[n] != nullptr;
-      const auto number_at = [&](const std::byte* code) {
-        return there ? load_number(side.cache.storage, code) * scales[n] : 0.0f;
+      const auto number_of = [&](std::uint32_t code) {
+        return narrow<Number>(there ? number_of_code(side.cache.storage, static_cast<std::uint8_t>(code)) * scales[n]
+                                    : 0.0f);
       };
       const std::byte* const codes = raw + n * raw_pitch;
       Number* const numbers = to + n * to_pitch;
       // Four at a time: shared memory is asked as often for a byte as for more.
       const std::int32_t fours = side.width / 4 * 4;
       for (std::int32_t c = 4 * (thread_index() % 32); c < fours; c += 4 * 32) {
-        Four<std::byte> four = *reinterpret_cast<const Four<std::byte>*>(codes + c);
-        Four<Number> made;
-        ATTEST_UNROLL
-        for (int i = 0; i < 4; ++i) made.element[i] = narrow<Number>(number_at(four.element + i));
-        *reinterpret_cast<Four<Number>*>(numbers + c) = made;
+        const std::uint32_t four = *reinterpret_cast<const std::uint32_t*>(codes + c);
+        *reinterpret_cast<Four*>(numbers + c) = {number_of(four & 0xFF), number_of(four >> 8 & 0xFF),
+                                                 number_of(four >> 16 & 0xFF), number_of(four >> 24)};
       }
       for (std::int32_t c = fours + thread_index() % 32; c < side.width; c += 32) {
-        numbers[c] = narrow<Number>(number_at(codes + c));
+        numbers[c] = number_of(static_cast<std::uint32_t>(codes[c]));
       }
     }
   }

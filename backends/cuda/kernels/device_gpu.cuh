@@ -217,6 +217,12 @@ ATTEST_DEVICE T narrow(float value) {
   if constexpr (std::is_same_v<T, float>) return value;
 }
 
+/// The number of an int8 or fp8 code, without its scale.
+ATTEST_DEVICE float number_of_code(Storage storage, std::uint8_t code) {
+  if (storage == Storage::i8) return static_cast<float>(static_cast<std::int8_t>(code));
+  return __half2float(__nv_cvt_fp8_to_halfraw(code, storage == Storage::f8_e4m3 ? __NV_E4M3 : __NV_E5M2));
+}
+
 /// The element at `from`; of int8 and fp8 the code's number, without its scale.
 ATTEST_DEVICE float load_number(Storage storage, const void* from) {
   switch (storage) {
@@ -224,14 +230,10 @@ ATTEST_DEVICE float load_number(Storage storage, const void* from) {
       return __half2float(*static_cast<const __half*>(from));
     case Storage::bf16:
       return __bfloat162float(*static_cast<const __nv_bfloat16*>(from));
-    case Storage::i8:
-      return static_cast<float>(*static_cast<const std::int8_t*>(from));
-    case Storage::f8_e4m3:
-      return static_cast<float>(*static_cast<const __nv_fp8_e4m3*>(from));
-    case Storage::f8_e5m2:
-      return static_cast<float>(*static_cast<const __nv_fp8_e5m2*>(from));
-    default:
+    case Storage::f32:
       return *static_cast<const float*>(from);
+    default:
+      return number_of_code(storage, *static_cast<const std::uint8_t*>(from));
   }
 }
 
