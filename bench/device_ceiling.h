@@ -15,7 +15,8 @@ class DeviceCeiling {
   /// Takes memory and finds out how much work keeps the device busy for long enough: a copy far beyond its caches, and
   /// a square product in `dtype`, as large as memory and a few milliseconds allow. Throws DeviceRefusal, also where the
   /// work is done wrong.
-  DeviceCeiling(const Device& device, const attest_ceilings& table, DType dtype);
+  /// `last_cache`: bytes of the device's.
+  DeviceCeiling(const Device& device, const attest_ceilings& table, int64_t last_cache, DType dtype);
 
   // Each does its work once and waits for it. Throws DeviceRefusal.
 
@@ -36,7 +37,7 @@ class DeviceCeiling {
         : a(device, bytes, "a product"), b(device, bytes, "a product"), c(device, bytes, "a product") {}
     DeviceMemory a, b, c;
   };
-  void make_pair();
+  void make_pair(int64_t last_cache);
   void make_product();
   void check_copy() const;
   void check_product() const;

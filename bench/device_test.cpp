@@ -136,6 +136,8 @@ TEST_CASE("A ceiling that is missing, wrong or broken is none, and the reason is
       {ATTEST_UNLIMITED, "the library exports no attest_get_ceilings"},
       {kDevice + ",fault=copy", "the ceiling's copy leaves out byte"},
       {kDevice + ",fault=product", "the ceiling's product has"},
+      {kDevice + ",fault=transposed", "the ceiling's product has"},
+      {kDevice + ",fault=coarse", "the ceiling's product has"},
       {kDevice + ",fault=no_product", "the ceiling's product failed: no product here"},
       {kDevice + ",fault=tired", "the ceiling's product failed: the device has fallen off the bus"},
       {kDevice + ",memory=1700", "there is not enough memory on the device: 1 MiB for a copy"}};
@@ -179,8 +181,16 @@ TEST_CASE("A last cache larger than any is bounded") {
 }
 
 TEST_CASE("A device has its memory back after each shape") {
-  Stand stand({kDevice + ",memory=1600"});  // one shape's copies are about 1 MiB
-  for (int i = 0; i < 3; ++i) CHECK(stand.measured(kDecode).series.at(0).wrong == "");
+  // Room for the workload once, and for it and the ceilings once.
+  for (const std::string memory : {"40", "2600"}) {
+    Stand stand({kDevice + ",memory=" + memory});
+    for (int i = 0; i < 3; ++i) {
+      const Measured result = stand.measured(kDecode);
+      INFO(memory << ", " << i);
+      CHECK(result.series.at(0).wrong == "");
+      CHECK(result.devices.at("detached").wrong.empty() == (memory != "40"));
+    }
+  }
 }
 
 }  // namespace

@@ -186,7 +186,8 @@ std::vector<Chart> charts_of(const Results& results) {
     // Bytes that must move over the time; the ceiling in the same unit, whichever of the two it comes from.
     const double work = result.counter(memory ? "bytes" : "flops") / 1e3;
     const double value = work / result.counter("real_time"), share = result.counter("ceiling_share");
-    found->lines[result.backend].push_back({result.counter("context"), value, share > 0 ? value / share : 0,
+    found->lines[result.backend].push_back({result.counter("context"), value,
+                                            share > 0 && share <= kMostShare ? value / share : 0,
                                             result.counter("ceiling_is_device") > 0, warmth(result)});
   }
   return charts;

@@ -94,7 +94,7 @@ int64_t Participant::last_cache() const {
 std::string Participant::prepare_ceiling(DType dtype) {
   if (ceilings_ == nullptr) return fmt::format("the library exports no {}", ATTEST_CEILINGS_POINT);
   try {
-    ceiling_ = std::make_unique<DeviceCeiling>(Device(table(), context_), *ceilings_, dtype);
+    ceiling_ = std::make_unique<DeviceCeiling>(Device(table(), context_), *ceilings_, last_cache(), dtype);
     return {};
   } catch (const DeviceRefusal& refusal) {
     return refusal.what();
@@ -136,8 +136,10 @@ Participant::Timed Participant::step(Workload& workload, size_t copy) {
   const Clock::time_point begin = Clock::now();
   Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
   const bool taken = answer.status == ATTEST_OK;
-  if (twin_ && taken) {
-    answer = ask([&](attest_message* m) { return table.synchronize(context_, m); });
+  if (twin_) {
+    // After a refusal too: it may have come after some work was queued, and its report is no other step's.
+    const Answer waited = ask([&](attest_message* m) { return table.synchronize(context_, m); });
+    if (taken) answer = waited;
   }
   const Clock::time_point end = Clock::now();
   Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};

@@ -182,8 +182,11 @@ std::string results_json(const std::vector<Measured>& measured, const std::map<s
   for (const auto& [name, value] : facts) json["context"][name] = value;
   for (const Measured& one : measured) {
     for (const auto& [label, limit] : one.devices) {
-      json["context"][fmt::format("ceilings of {} in {}", label, info(one.shape.problem.dtype).name)] =
-          limit.wrong.empty() ? limit.how : "none: " + limit.wrong;
+      if (limit.wrong.empty()) {
+        json["context"][fmt::format("ceilings of {} in {}", label, info(one.shape.problem.dtype).name)] = limit.how;
+      } else {
+        json["context"][fmt::format("{}{} for {}/{}", kNoCeiling, label, one.shape.set, one.shape.name)] = limit.wrong;
+      }
     }
   }
   if (!json.contains("benchmarks")) json["benchmarks"] = Json::array();

@@ -41,6 +41,9 @@ struct Result {
   /// Cold steps over fewer copies of the cache than make it cold: what is called cold may be warm.
   [[nodiscard]] bool maybe_warm() const;
 };
+/// With a backend's label and " for SET/SHAPE" the name of a fact of the context: why a device has no ceiling there.
+inline constexpr std::string_view kNoCeiling = "no ceiling of ";
+
 struct Results {
   std::map<std::string, std::string> context;
   std::vector<Result> list;

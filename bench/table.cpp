@@ -22,12 +22,9 @@ std::string ceiling_name(const Result& result) {
 
 /// Why devices have no ceiling, a line each.
 std::string reasons(const Results& results) {
-  constexpr std::string_view of = "ceilings of ", none = "none: ";
   std::string text;
   for (const auto& [fact, value] : results.context) {
-    if (!fact.starts_with(of) || !value.starts_with(none)) continue;
-    text +=
-        fmt::format("no ceiling of {}: {}\n", printable(fact.substr(of.size())), printable(value.substr(none.size())));
+    if (fact.starts_with(kNoCeiling)) text += fmt::format("{}: {}\n", printable(fact), printable(value));
   }
   return text.empty() ? text : "\n" + text;
 }
@@ -41,10 +38,12 @@ std::string digits(double value) {
 }
 
 std::string share_of_ceiling(const Result& result) {
-  constexpr double most = 1.2;  // More is no feat: something else used the machine while the ceiling was measured.
   const double share = result.counter("ceiling_share");
   if (share <= 0) return "no ceiling";
-  if (share > most) return "? the ceiling was disturbed";
+  if (share > kMostShare) {
+    return result.counter("ceiling_is_device") > 0 ? "? the ceiling was disturbed, or too low"
+                                                   : "? the ceiling was disturbed";
+  }
   return fmt::format("{:.0f} % {}", 100 * share, ceiling_name(result));
 }
 

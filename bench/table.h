@@ -14,6 +14,9 @@ namespace attest::bench {
 /// Three digits that matter, and all before the point: "0.812", "81.2", "8120"; "-" for 0.
 std::string digits(double value);
 
+/// A larger share of the ceiling is no feat: something else used the machine while the ceiling was measured.
+inline constexpr double kMostShare = 1.2;
+
 /// "85 % of read", "of FMA", and of a device "of copy", "of product"; or that there is no ceiling, or a wrong one.
 std::string share_of_ceiling(const Result& result);
 

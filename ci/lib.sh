@@ -30,12 +30,13 @@ usage() {  # prints the comment at the head of the script that sourced this file
 phase_times=()
 
 phase() {
-  local name=$1 start=${EPOCHREALTIME/[.,]/} status=0
+  # Not `status`: what runs here would set this one instead of its script's.
+  local name=$1 start=${EPOCHREALTIME/[.,]/} phase_status=0
   shift
-  "$@" || status=$?
+  "$@" || phase_status=$?
   local tenths=$(((${EPOCHREALTIME/[.,]/} - start + 50000) / 100000))
   phase_times+=("$name $((tenths / 10)).$((tenths % 10)) s")
-  return "$status"
+  return "$phase_status"
 }
 
 times() {

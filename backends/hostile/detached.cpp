@@ -3,13 +3,17 @@
 // New memory holds nonsense, a step with a pointer from elsewhere is refused, and so is a deallocation. Options:
 //   memory=KIB   as much as it has
 //   late=1       a step is done in synchronize(), as a device may do it
-//   fault=...    what attest bench must see: output (adds 1 to an output), stale (from the third step on nothing but
-//                lengths), synchronize (which fails), refuse (it is
-//                UNSUPPORTED there), lazy (with late=1: done in the upload or download after it instead), none_left
-//                (allocate always fails), upload and download (which fail from the 100th on), copy (the
-//                ceiling's, of which half is left out), product (the ceiling's: one number of it is wrong), tired (the
-//                product fails from the 10th on), no_product, vast (the
-//                last cache is as large as a number can be)
+//   fault=...    what attest bench must see:
+//     output       adds 1 to an output
+//     stale        from the third step on nothing but lengths
+//     synchronize  fails; refuse: is UNSUPPORTED
+//     lazy         with late=1: a step is done in the upload or download after its synchronize
+//     none_left    allocate always fails
+//     upload, download       fail from the 100th on
+//     copy                   the ceiling's leaves out half
+//     product, transposed, coarse, tired, no_product   the ceiling's: one number is wrong, all are transposed, factors
+//                            have 10 bits as in TF32, it fails from the 10th on, it is UNSUPPORTED
+//     vast                   the last cache is as large as a number can be
 #include <attest/backend.hpp>
 
 #undef ATTEST_REGISTER_BACKEND
@@ -38,9 +42,9 @@ class Detached : public Template {
         left_(size_t{1024} * static_cast<size_t>(options.take_count("memory", 999'999))),
         late_(options.take_count("late", 2) == 1),
         fault_(options.take("fault", "none")) {
-    static const std::set<std::string> known{"none",    "output",    "stale",      "synchronize", "refuse",
-                                             "lazy",    "none_left", "upload",     "download",    "copy",
-                                             "product", "tired",     "no_product", "vast"};
+    static const std::set<std::string> known{"none",       "output", "stale",      "synchronize", "refuse",  "lazy",
+                                             "none_left",  "upload", "download",   "copy",        "product", "tired",
+                                             "no_product", "vast",   "transposed", "coarse"};
     if (known.count(fault_) == 0) throw Invalid("option fault: got \"" + fault_ + "\"");
   }
   ~Detached() {
@@ -94,13 +98,21 @@ class Detached : public Template {
     if (fault_ == "no_product") throw Unsupported("no product here");
     if (fault_ == "tired" && ++products_ >= 10) throw std::runtime_error("the device has fallen off the bus");
     const auto number = [&](const void* matrix, int64_t row, int64_t column) {
-      return load(storage, static_cast<const char*>(matrix) + (row * n + column) * size);
+      const float value = load(storage, static_cast<const char*>(matrix) + (row * n + column) * size);
+      if (fault_ != "coarse") return value;
+      std::uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      bits &= 0xFFFFE000U;
+      float cut;
+      std::memcpy(&cut, &bits, sizeof cut);
+      return cut;
     };
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < n; ++j) {
         float sum = fault_ == "product" && i + 1 == n ? 1.0F : 0.0F;
         for (int64_t k = 0; k < n; ++k) sum += number(a, i, k) * number(b, j, k);
-        store(storage, sum, static_cast<char*>(c) + (i * n + j) * size);
+        const int64_t place = fault_ == "transposed" ? j * n + i : i * n + j;
+        store(storage, sum, static_cast<char*>(c) + place * size);
       }
     }
   }
