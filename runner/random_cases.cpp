@@ -169,6 +169,16 @@ class Writer {
             ? dice_.name({"gaussian", "sharp", "bits", "seesaw", "flat", "flat_cancel", "negative_logits", "analytic"})
             : dice_.name({"gaussian", "sharp", "bits", "needle", "needle_odd", "seesaw", "flat", "flat_cancel",
                           "negative_logits", "large_logits", "cancelling", "rising", "falling", "analytic"});
+    if (has_room_for_overflow() && dice_.percent(20)) {
+      inputs_["recipe"] = "overflow";
+      inputs_["mask"]["pattern"] = "padding_left";
+    }
+  }
+
+  /// Whether some mask could hide logits beyond f32 (see the recipe), and the recipe is what makes the keys.
+  [[nodiscard]] bool has_room_for_overflow() const {
+    return inputs_.contains("mask") && dtype_ != "f16" && !quantised_ && (!layer_ || permuted_) &&
+           !problem_.contains("qk_norm") && !problem_.contains("softcap");
   }
 
   void make_layouts() {
