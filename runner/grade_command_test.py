@@ -198,6 +198,9 @@ def main():
     template = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(prefix="attest-grade-") as folder:
         scratch = pathlib.Path(folder)
+        # What a killed run had in its temporary folder stays behind.
+        (scratch / "tmp").mkdir()
+        os.environ["TMPDIR"] = str(scratch / "tmp")
         (scratch / "secret").write_bytes(os.urandom(32))
         pack = scratch / "pack"
         made = attest("pack", "make", "--secret", scratch / "secret", "--out", pack)

@@ -44,7 +44,8 @@ class Parent:
         frame = struct.pack("<I", len(payload)) + payload
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))] if descriptor else []
         sent = self.socket.sendmsg([frame], rights)
-        self.socket.sendall(frame[sent:])
+        if sent < len(frame):  # even nothing cannot be sent to a worker that has read it all and ended
+            self.socket.sendall(frame[sent:])
         data = self._read(4)
         if data is None:
             return None
