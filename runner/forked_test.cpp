@@ -75,7 +75,7 @@ TEST_CASE("forked work: a part that ends its process is told, and the next ones 
 
 TEST_CASE("forked work: a part that does not end is ended") {
   Run run;
-  run.forked.limit = std::chrono::milliseconds(300);
+  run.forked.limit = std::chrono::seconds(1);
   run.play([](size_t task, size_t part) {
     for (; task == 2 && part == 2;) std::this_thread::sleep_for(std::chrono::seconds(1));
   });

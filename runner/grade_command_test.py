@@ -6,6 +6,7 @@
                                                            this machine cannot grade
 """
 import csv
+import fcntl
 import json
 import os
 import pathlib
@@ -127,7 +128,8 @@ def classes(scratch, pack):
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        time.sleep(0.5)  # its processes end with it
+        with (scratch / "out" / "lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # its processes end with it, and with them their hold
         with journal.open("ab") as file:
             file.write(b'{"half a line')
     run = subprocess.run(command, capture_output=True, text=True, check=False)
