@@ -273,7 +273,7 @@ class Writer {
     Counts queries = counts(decode && dice_.percent(60) ? 1 : longest(), ragged);
     Counts keys = queries;
     if (!(layer_ && self()) && dice_.percent(25)) {  // cross attention, or a chunk of another length
-      for (size_t b = 0; b < keys.size(); ++b) keys[b] = decode && dice_.percent(50) ? 0 : dice_.number(0, longest());
+      for (int64_t& count : keys) count = decode && dice_.percent(50) ? 0 : dice_.number(0, longest());
     }
     bool overflows = false;
     for (size_t b = 0; b < keys.size(); ++b) overflows = overflows || (!ring_ && lengths[b] + keys[b] > capacity_);
