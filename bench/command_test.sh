@@ -60,7 +60,7 @@ failed() {
   failures=$((failures + 1))
 }
 two=(--backend template --backend "$lazy,plan=2,at=3,trick=")
-for trick in exit quick_exit hang; do
+for trick in exit quick_exit _exit hang; do
   message='exit() was called' limit=()
   if [[ $trick == hang ]]; then message='gave up after 4 s (--timeout)' limit=(--timeout 4); fi
   message+=' while this ran: decode/b1_h4-2_d16_c64_f32, validating lazy'
