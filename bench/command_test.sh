@@ -60,7 +60,7 @@ failed() {
   failures=$((failures + 1))
 }
 two=(--backend template --backend "$lazy,plan=2,at=3,trick=")
-for trick in exit quick_exit hang; do
+for trick in exit quick_exit _exit hang; do
   message='exit() was called' limit=()
   if [[ $trick == hang ]]; then message='gave up after 4 s (--timeout)' limit=(--timeout 4); fi
   message+=' while this ran: decode/b1_h4-2_d16_c64_f32, validating lazy'
@@ -80,21 +80,26 @@ ends 2 '--timeout' --backend template "${quick[@]}" --timeout 0
 
 # A signal while it hangs in its turn: memory for one copy of the cache means two steps before the first turn.
 one_copy=(--shapes shapes.json --seconds 0.02 --rounds 8 --memory 0.00001 --filter c32)
-# signalled code "part of the output" signal...
+# Waits until err.txt has a text, a minute at most.
+said() {
+  for ((i = 0; i < 600; ++i)); do
+    grep -qF -- "$1" err.txt && break
+    sleep 0.1
+  done
+}
+# signalled code "part of the output" signal [signal]: the second one once the part is there. Two that wait are one.
 signalled() {
   local wanted=$1 part=$2 code
   shift 2
   : >err.txt  # What the one before wrote is no sign that this one hangs.
   "$attest" bench --backend "$lazy,trick=hang,at=3" "${one_copy[@]}" >out.txt 2>err.txt &
   local pid=$!
-  for ((i = 0; i < 600; ++i)); do
-    grep -qF 'lazy: hangs' err.txt && break
-    sleep 0.1
-  done
+  said 'lazy: hangs'
   {  # without the shell's own word about a crash
-    for signal; do
+    kill -s "$1" $pid
+    for signal in "${@:2}"; do
+      said "$part"
       kill -s "$signal" $pid
-      sleep 0.2
     done
     wait $pid
     code=$?

@@ -15,7 +15,7 @@ namespace attest::bench {
 
 /// One at a time. While it lives:
 /// - a fatal signal says what was running, and then does what it would have done;
-/// - exit() says so and ends with 1 (_exit() cannot be caught);
+/// - exit(), quick_exit() and _exit() say so and end with 1;
 /// - what takes longer than `limit` seconds from now() to the next or to idle() ends the process, with a message and 1;
 /// - SIGINT and SIGTERM set stopped(); the second of them ends at once.
 class Watch {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/catalogue.h"
 
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
@@ -25,7 +27,7 @@ Json bug(const std::string& id, const std::string& group = "") {
 }
 
 Catalogue load(Json bugs, Json groups = Json::array(), Json correct = nullptr) {
-  const fs::path root = fs::temp_directory_path() / fmt::format("attest-catalogue-test-{}", static_cast<void*>(&bugs));
+  const fs::path root = fs::temp_directory_path() / fmt::format("attest-catalogue-test-{}", ::getpid());
   Json json{{"schema", "attest/bugs/1"}, {"bugs", std::move(bugs)}, {"groups", std::move(groups)}};
   if (!correct.is_null()) json["correct"] = std::move(correct);
   write_file(root / "cases/bugs.json", json.dump());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/json.h"
 
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_exception.hpp>
 
@@ -79,7 +81,8 @@ TEST_CASE("an array or object field is refused if it is neither") {
 
 TEST_CASE("a file that is not there is an error, and a written one is read back") {
   CHECK_THROWS_AS(attest::read_file("/nonexistent/file"), Error);
-  const auto path = std::filesystem::temp_directory_path() / "attest-json-test" / "deep" / "file";
+  const auto path =
+      std::filesystem::temp_directory_path() / fmt::format("attest-json-test-{}", ::getpid()) / "deep" / "file";
   attest::write_file(path, std::string("a\0b", 3));
   CHECK(attest::read_file(path) == std::string("a\0b", 3));
   std::filesystem::remove_all(path.parent_path().parent_path());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cases/suite.h"
 
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <set>
@@ -30,7 +32,7 @@ class Scratch {
                                          clauses + R"(, "kills": )" + kills + R"(, "problem": {"head_dim": 8},
       "inputs": {"recipe": "gaussian"}, "steps": [{"attend": 3}]}]})");
   }
-  fs::path root = fs::temp_directory_path() / fmt::format("attest-suite-test-{}", static_cast<const void*>(this));
+  fs::path root = fs::temp_directory_path() / fmt::format("attest-suite-test-{}", ::getpid());
 };
 
 }  // namespace

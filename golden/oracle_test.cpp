@@ -2,6 +2,8 @@
 // The oracle against formulas written here once more, in long double and without its code.
 #include "golden/oracle.h"
 
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 
@@ -268,7 +270,7 @@ TEST_CASE("a case whose feature changes nothing is refused") {
 
 TEST_CASE("goldens of codes and scales survive their file") {
   namespace fs = std::filesystem;
-  const fs::path root = fs::temp_directory_path() / "attest-golden-codes-test";
+  const fs::path root = fs::temp_directory_path() / fmt::format("attest-golden-codes-test-{}", ::getpid());
   const Case c = make(R"({"dtype": "bf16", "query_heads": 2, "head_dim": 8, "lse": true, "cache": "contiguous",
                           "capacity": 8, "cache_dtype": "f8_e5m2", "kv_scale": "token"})",
                       R"([{"attend": 5}, {"attend": 1}])");
@@ -290,7 +292,7 @@ TEST_CASE("goldens of codes and scales survive their file") {
 
 TEST_CASE("a golden survives its file, and the file is checked") {
   namespace fs = std::filesystem;
-  const fs::path root = fs::temp_directory_path() / "attest-golden-test";
+  const fs::path root = fs::temp_directory_path() / fmt::format("attest-golden-test-{}", ::getpid());
   const Case c =
       make(R"({"level": "layer", "query_heads": 2, "head_dim": 4, "lse": true, "cache": "contiguous", "capacity": 6})",
            R"([{"attend": 3}, {"reset": [0]}, {"attend": 2}])");

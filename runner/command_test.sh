@@ -134,6 +134,23 @@ rm suite/golden/manifest.json
 refused "manifest.json" --suite suite certify --backend template
 [ ! -e results ] || fail "a refused run has written results"
 
+# A check says what of the goldens it has looked at.
+all=$("$attest" cases list | grep -c '^[a-z0-9_]*/')
+accepted 0 "$all of $all goldens match their case and their hash; nothing was computed again" golden check --quick
+accepted 0 "1 of $all goldens match their case and their hash" golden check --quick --case "$one_case"
+accepted 0 "1 of $all goldens were computed again and are the same, byte for byte" golden check --case "$one_case"
+grep -q '^1 goldens, ' out.txt || fail "golden check: totals of more than $one_case: $(cat out.txt)"
+# A wrong golden with a hash that fits: only who computes it again can tell.
+fresh_suite
+golden=suite/golden/data/$one_case.safetensors
+before=$(sha256sum <"$golden")
+values=$((8 + $(od -An -tu8 -N8 "$golden")))
+printf 'x' | dd of="$golden" bs=1 seek=$values conv=notrunc status=none
+after=$(sha256sum <"$golden")
+sed -i "s/${before%% *}/${after%% *}/" suite/golden/manifest.json
+accepted 0 "1 of $all goldens match" --suite suite golden check --quick --case "$one_case"
+accepted 1 "1 of $all goldens were computed again; wrong: 1" --suite suite golden check --case "$one_case"
+
 # A subset certifies nothing, and its reports can be made again from the records.
 accepted 0 "subset" certify --backend template --case "$one_case" --out subset
 for file in records.jsonl junit.xml report.html certificate.md; do

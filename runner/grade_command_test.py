@@ -6,6 +6,7 @@
                                                            this machine cannot grade
 """
 import csv
+import fcntl
 import json
 import os
 import pathlib
@@ -127,7 +128,8 @@ def classes(scratch, pack):
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        time.sleep(0.5)  # its processes end with it
+        with (scratch / "out" / "lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # its processes end with it, and with them their hold
         with journal.open("ab") as file:
             file.write(b'{"half a line')
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -198,6 +200,9 @@ def main():
     template = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(prefix="attest-grade-") as folder:
         scratch = pathlib.Path(folder)
+        # What a killed run had in its temporary folder stays behind.
+        (scratch / "tmp").mkdir()
+        os.environ["TMPDIR"] = str(scratch / "tmp")
         (scratch / "secret").write_bytes(os.urandom(32))
         pack = scratch / "pack"
         made = attest("pack", "make", "--secret", scratch / "secret", "--out", pack)

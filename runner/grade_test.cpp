@@ -2,6 +2,8 @@
 // Points, reports and the class's journal, without a worker.
 #include "runner/grade.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +16,7 @@
 #include "runner/grade_batch.h"
 #include "runner/grade_report.h"
 #include "runner/grading_checks.h"
+#include "runner/unique_fd.h"
 
 namespace {
 
@@ -275,7 +278,7 @@ TEST_CASE("a formula is found behind all that spreadsheets skip or split at") {
                                    "\ufeff", "x;", "x; ", "x;\"", "x\";\t", "'=1;"}) {
     for (const std::string sign : {"=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"}) {
       INFO(before << sign);
-      CHECK(without_formulas(before + sign + "1+1") == before + "'" + sign + "1+1");
+      CHECK(without_formulas(before + sign + "1+1") == fmt::format("{}'{}1+1", before, sign));
     }
   }
   for (const std::string text : {"", " ", "anna.py", "a=b", "x, -1", "a - b", "ä=1", "(-1)", "; x", "'=1"}) {
@@ -459,7 +462,7 @@ TEST_CASE("two names never become one file") {
   CHECK(file_name("../x") != file_name(".._x"));
   CHECK(file_name("../x").find('/') == std::string::npos);
   CHECK(file_name("..").front() != '.');
-  CHECK(file_name("") != "");
+  CHECK_FALSE(file_name("").empty());
   CHECK(file_name(std::string(300, 'a')).size() < 120);
 }
 
@@ -479,17 +482,29 @@ TEST_CASE("a batch that was killed goes on: nothing is lost or graded twice") {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
-      const BatchFolder folder(out);
-      Batch batch(folder, "terms");
-      batch.run(submissions, 2, std::chrono::seconds(60), hash, graded, [&](const Batch::Told& told) {
-        if (!told.resumed) line(told.submission->name);
-      });
+      try {
+        const BatchFolder folder(out);
+        Batch batch(folder, "terms");
+        batch.run(submissions, 2, std::chrono::seconds(60), hash, graded, [&](const Batch::Told& told) {
+          if (!told.resumed) line(told.submission->name);
+        });
+      } catch (...) {
+        ::_exit(1);
+      }
       ::_exit(0);
     }
-    ::usleep(70000);
+    // Its first line and three grades more than before, and then anywhere in a grade.
+    const auto lines = [&] {
+      const std::string journal = fs::exists(out / "journal.jsonl") ? read_file(out / "journal.jsonl") : "";
+      return std::count(journal.begin(), journal.end(), '\n');
+    };
+    for (int tries = 0; tries < 10000 && lines() < 4 + 3 * round; ++tries) ::usleep(1000);
+    ::usleep(static_cast<useconds_t>(7000 * round));
     ::kill(child, SIGKILL);
     ::waitpid(child, nullptr, 0);
-    ::usleep(20000);  // its children end with it, and with them the lock
+    // Its children end with it, and with them their hold on the lock.
+    const UniqueFd lock(::open((out / "lock").c_str(), O_RDWR | O_CLOEXEC));
+    REQUIRE(::flock(lock.get(), LOCK_EX) == 0);
     std::ofstream(out / "journal.jsonl", std::ios::app) << R"({"half a li)";
   }
   const BatchFolder folder(out);

@@ -169,6 +169,16 @@ class Writer {
             ? dice_.name({"gaussian", "sharp", "bits", "seesaw", "flat", "flat_cancel", "negative_logits", "analytic"})
             : dice_.name({"gaussian", "sharp", "bits", "needle", "needle_odd", "seesaw", "flat", "flat_cancel",
                           "negative_logits", "large_logits", "cancelling", "rising", "falling", "analytic"});
+    if (has_room_for_overflow() && dice_.percent(20)) {
+      inputs_["recipe"] = "overflow";
+      inputs_["mask"]["pattern"] = "padding_left";
+    }
+  }
+
+  /// Whether some mask could hide logits beyond f32 (see the recipe), and the recipe is what makes the keys.
+  [[nodiscard]] bool has_room_for_overflow() const {
+    return inputs_.contains("mask") && dtype_ != "f16" && !quantised_ && (!layer_ || permuted_) &&
+           !problem_.contains("qk_norm") && !problem_.contains("softcap");
   }
 
   void make_layouts() {
@@ -263,7 +273,7 @@ class Writer {
     Counts queries = counts(decode && dice_.percent(60) ? 1 : longest(), ragged);
     Counts keys = queries;
     if (!(layer_ && self()) && dice_.percent(25)) {  // cross attention, or a chunk of another length
-      for (size_t b = 0; b < keys.size(); ++b) keys[b] = decode && dice_.percent(50) ? 0 : dice_.number(0, longest());
+      for (int64_t& count : keys) count = decode && dice_.percent(50) ? 0 : dice_.number(0, longest());
     }
     bool overflows = false;
     for (size_t b = 0; b < keys.size(); ++b) overflows = overflows || (!ring_ && lengths[b] + keys[b] > capacity_);

@@ -87,6 +87,7 @@ TEST_CASE("random cases: nearly all are cases, and together they have every feat
                               "expect 2",
                               "recipe needle",
                               "recipe analytic",
+                              "recipe overflow",
                               "mask rows",
                               "mask lowest",
                               "rope scaling 1",
