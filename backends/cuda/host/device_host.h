@@ -84,6 +84,11 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
   emulator::multiply_add(c, a, b0, b1, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
 }
 
+template <int count, class Register>
+void hold(Register (&)[count]) {}
+inline void fail() {
+  emulator::fail("a kernel has ended itself");
+}
 inline bool swizzle_aligned(const void* shared) {
   return emulator::shared_address(shared) % 1024 == 0;
 }

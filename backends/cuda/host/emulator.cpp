@@ -15,12 +15,12 @@
 
 namespace attest::cuda::emulator {
 
-namespace {
-
-[[noreturn]] void fail(const char* what) {
+void fail(const char* what) {
   std::fprintf(stderr, "cuda_on_host: %s\n", what);
   std::abort();
 }
+
+namespace {
 
 enum class Wait : std::uint8_t { none, barrier, warp, ended };
 

@@ -32,6 +32,9 @@ enum class Order { forward, backward };
 void launch(Grid grid, int threads, std::size_t shared_bytes, Order order,
             const std::function<void(std::byte* shared)>& kernel);
 
+/// Ends the process with a message.
+[[noreturn]] void fail(const char* what);
+
 // For code that runs in a launch.
 
 const Place& current();

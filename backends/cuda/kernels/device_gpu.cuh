@@ -106,6 +106,22 @@ ATTEST_DEVICE void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std:
 // A product runs in the background: between warpgroup_fence() and the warpgroup_wait() that covers it, the threads
 // leave its sums and factors in registers alone, and nobody writes to its factors in shared memory.
 
+/// Keeps the compiler from moving what is done to these registers past this place: a fence's rule is about them, and it
+/// does not know.
+template <int count>
+ATTEST_DEVICE void hold(float (&registers)[count]) {
+  ATTEST_UNROLL
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+template <int count>
+ATTEST_DEVICE void hold(std::uint32_t (&registers)[count]) {
+  ATTEST_UNROLL
+  for (int i = 0; i < count; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+/// Ends the kernel with an error that the host will see.
+ATTEST_DEVICE void fail() {
+  __trap();
+}
 /// Whether what the kernel calls its shared memory begins where swizzled tiles may begin.
 ATTEST_DEVICE bool swizzle_aligned(const void* shared) {
   return __cvta_generic_to_shared(shared) % 1024 == 0;

@@ -24,7 +24,8 @@ struct Prefill {
   using Arguments = AttendArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte* shared) {
-    if (*a.go == 0 || !swizzle_aligned(shared)) return;
+    if (*a.go == 0) return;
+    if (!swizzle_aligned(shared)) fail();  // Products would read other places than were written.
     // Causal: the last rows see the most keys, and what begins first should not end last.
     const std::int32_t tiles = grid_width() / a.splits;
     Prefill self(a, shared, tiles - 1 - block_index().x / a.splits);
@@ -123,13 +124,16 @@ struct Prefill {
     if (group_.end <= first || group_.begin >= first + keys) return;  // None of its rows sees any of it.
     float logits[32] = {};
     const std::byte* const query = shared_ + a_.layout.query + thread_index() / 128 * 64 * 128;
+    hold(logits);
     warpgroup_fence();
-    for (std::int32_t k = 0; k < padded_channels() / 16; ++k) {
+    std::int32_t k = 0;
+    do {
       multiply_add_64<T>(logits, matrix_descriptor(query + (k / 4 * rows * 128 + k % 4 * 32)),
                          matrix_descriptor(key_tile(stage) + (k / 4 * keys * 128 + k % 4 * 32)));
-    }
+    } while (++k < padded_channels() / 16);
     warpgroup_commit();
     warpgroup_wait();
+    hold(logits);
     std::uint32_t weights[keys / 16][4];
     float factor[2];
     soften(first, logits, weights, factor);
@@ -137,7 +141,10 @@ struct Prefill {
     for (int line = 0; line < Lines; ++line) {
       ATTEST_UNROLL
       for (int i = 0; i < 32; ++i) sum_[line][i] *= factor[i / 2 % 2];
+      hold(sum_[line]);
     }
+    ATTEST_UNROLL
+    for (int n = 0; n < keys / 16; ++n) hold(weights[n]);
     warpgroup_fence();
     ATTEST_UNROLL
     for (int n = 0; n < keys / 16; ++n) {
@@ -148,6 +155,8 @@ struct Prefill {
     }
     warpgroup_commit();
     warpgroup_wait();
+    ATTEST_UNROLL
+    for (int line = 0; line < Lines; ++line) hold(sum_[line]);
   }
 
   /// Turns the logits of a tile into weights by the largest logit so far, as the left factor of the next product, and
@@ -172,13 +181,15 @@ struct Prefill {
       // A row's numbers are with four neighbours.
       largest = fmaxf(largest, shuffle_xor(largest, 1));
       largest = fmaxf(largest, shuffle_xor(largest, 2));
-      // As long as all is masked, the difference of two infinities would be NaN.
-      const float base = largest == -INFINITY ? 0.0f : largest * log2_e;
-      factor[second] = power_of_two(fused(largest_[second], log2_e, -base));
+      // As long as all is masked, the difference of two infinities would be NaN. The difference comes first: in units
+      // of log 2 the lowest number would be an infinity (clause M6), and a factor would not be 1 where nothing has
+      // changed.
+      const float base = largest == -INFINITY ? 0.0f : largest;
+      factor[second] = power_of_two((largest_[second] - base) * log2_e);
       largest_[second] = largest;
       float sum = 0;
       each(second, logits, [&](float& x, std::int32_t) {
-        x = power_of_two(fused(x, log2_e, -base));
+        x = power_of_two((x - base) * log2_e);
         sum += x;
       });
       all_[second] = all_[second] * factor[second] + sum;
