@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "convert.h"
 #include "threads.h"
@@ -150,7 +151,7 @@ void Attention::take_queries(const Step& step, const Task& task, Workspace& spac
     for (std::int64_t r = 0; r < count; ++r) {
       if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
       if (sinks_) {
-        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
+        softmax.largest[r] = log2_e * (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
         softmax.sum[r] = 1;
       }
       const float* row = query(from + r);
@@ -224,7 +225,7 @@ void Attention::finish(const Step& step, const Task& task, Workspace& space) con
     float* const to = step.output.floats(task.sequence, row.query, row.head);
     copy_elements(Storage::f32, blended, 1, to, step.output.channel, v_dim_);
     if (step.lse) {
-      const double lse = static_cast<double>(largest) + std::log(static_cast<double>(sum));
+      const double lse = static_cast<double>(largest) / std::numbers::log2e + std::log(static_cast<double>(sum));
       step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
     }
   }
