@@ -221,7 +221,26 @@ void divide(float* row, std::int64_t width, float divisor) {
   for (std::int64_t c = 0; c < width; c += lanes) store_floats(load_floats(row + c) / divisor, row + c);
 }
 
-constexpr TileKernels tile_kernels{lanes, strip, pack, transpose, multiply_strip, weigh_strip, blend_strip, divide};
+inline void stream_floats(Floats value, float* to) {
+#if ATTEST_ROW_LANES == 16
+  _mm512_stream_ps(to, value);
+#elif ATTEST_ROW_LANES == 8
+  _mm256_stream_ps(to, value);
+#else
+  store_floats(value, to);
+#endif
+}
+
+void stream(const float* row, std::int64_t width, float* to) {
+  std::int64_t c = 0;
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Floats) == 0) {
+    for (; c + lanes <= width; c += lanes) stream_floats(load_floats(row + c), to + c);
+  }
+  for (; c < width; ++c) to[c] = row[c];
+}
+
+constexpr TileKernels tile_kernels{lanes,       strip,       pack,   transpose, multiply_strip,
+                                   weigh_strip, blend_strip, divide, stream};
 
 }  // namespace
 

@@ -67,7 +67,18 @@ struct TileKernels {
 
   /// row[c] /= divisor, up to padded(width).
   void (*divide)(float* row, std::int64_t width, float divisor);
+
+  /// Copies a row to where nobody reads it soon, past the caches if it begins at a multiple of a vector's bytes there.
+  /// Other threads see it after settle_streams().
+  void (*stream)(const float* row, std::int64_t width, float* to);
 };
+
+/// Puts this thread's streamed rows before whatever it writes next.
+inline void settle_streams() {
+#ifdef __SSE__
+  __builtin_ia32_sfence();
+#endif
+}
 
 /// Asks for a row that will be read soon, into the second-level cache.
 inline void fetch_row(const void* row, std::int64_t bytes) {
