@@ -4,8 +4,9 @@
 //
 // An evenly strided f32 cache that holds what it is given, slot after slot, is appended to first and then read in
 // place, if a sequence has few queries. If it has many, attention reads each new token anyway, and copies it then: that
-// costs less than to do either alone. For any other the new tokens wait in scratch, as the numbers that the cache will hold, until attention is done
-// with the old ones (a ring overwrites those), and cached tokens are gathered a tile at a time.
+// costs less than to do either alone. For any other the new tokens wait in scratch, as the numbers that the cache will
+// hold, until attention is done with the old ones (a ring overwrites those), and cached tokens are gathered a tile at a
+// time.
 #pragma once
 
 #include <attest/backend.hpp>
@@ -68,8 +69,8 @@ struct RowRun {
 /// What attention reads: rows by sequence, head and position.
 class KvRows {
  public:
-  /// Positions from past[b] on are `fresh` tokens, those before lie in the cache. `slots`: the cache as f32 heads, where
-  /// attention is to copy the fresh ones itself.
+  /// Positions from past[b] on are `fresh` tokens, those before lie in the cache. `slots`: the cache as f32 heads,
+  /// where attention is to copy the fresh ones itself.
   KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache, std::optional<Heads> slots = std::nullopt);
 
   /// Copies rows [first, end) to `to` as f32, one after the other.

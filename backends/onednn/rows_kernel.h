@@ -410,7 +410,7 @@ constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a 
 /// exp(x) for x <= 0, and for rounding errors above. x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is split so that n times
 /// its first part is exact, and the polynomial's error (minimax, by Remez) is a twentieth of a rounding.
 inline Floats exponential(Floats x) {
-  x = larger(Floats{} - 104.0f, x);          // exp(-104) rounds to 0. A NaN stays one.
+  x = larger(Floats{} - 104.0f, x);  // exp(-104) rounds to 0. A NaN stays one.
   const Floats shifted = x * 1.44269504088896341f + to_integer, n = shifted - to_integer;
   const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Floats p = r * 1.381454018e-3f + 8.368745109e-3f;

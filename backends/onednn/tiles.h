@@ -56,8 +56,8 @@ struct TileKernels {
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
 
   /// Turns scores into weights: 2^(log2_e * scale * score - largest) where seen[r] holds the key, 0 elsewhere in
-  /// `range`. Null: all rows see all of it. `scale` > 0. -infinity is masked. The powers are as good as the exponentials
-  /// of rows.h.
+  /// `range`. Null: all rows see all of it. `scale` > 0. -infinity is masked. The powers are as good as the
+  /// exponentials of rows.h.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows

@@ -247,3 +247,22 @@ TEST_CASE("weights are within two units in the last place, subnormal ones too, a
     CHECK(zeros);
   }
 }
+
+TEST_CASE("a streamed row is the row, whatever its width and place, and nothing beside it") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const std::int64_t width : {1, 15, 16, 20, 72, 128}) {
+      alignas(64) float to[1 + 128 + 17];
+      for (const std::int64_t place : {0, 1, 4, 8, 16}) {
+        std::vector<float> row = floats(width, 0);
+        std::generate(row.begin(), row.end(), number);
+        std::fill(std::begin(to), std::end(to), 2.0f);
+        kernels.stream(row.data(), width, to + place);
+        settle_streams();
+        INFO(each->name << ", width " << width << ", place " << place);
+        CHECK(std::equal(row.begin(), row.end(), to + place));
+        CHECK(std::count(std::begin(to), std::end(to), 2.0f) == std::ssize(to) - width);
+      }
+    }
+  }
+}
