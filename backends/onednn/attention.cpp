@@ -228,8 +228,9 @@ void Attention::append(const Step& step, const Task& task, std::int64_t first, s
   for (const KvRows* const rows : {&step.key, &step.value}) {
     if (rows->slots() == nullptr) continue;
     const Heads &from = rows->fresh(), &to = *rows->slots();
-    for (std::int64_t position = first; position < end; ++position) {
-      put(from.floats(task.sequence, position - rows->past(task.sequence), task.kv_head), from.channel, from.width,
+    const std::int64_t past = rows->past(task.sequence);  // All of it, where few queries are not few enough to decode.
+    for (std::int64_t position = std::max(first, past); position < end; ++position) {
+      put(from.floats(task.sequence, position - past, task.kv_head), from.channel, from.width,
           to.floats(task.sequence, position, task.kv_head), to.channel);
     }
   }
