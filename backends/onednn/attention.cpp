@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "convert.h"
 #include "threads.h"
@@ -51,6 +52,7 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
   const std::int64_t wanted = std::clamp(share, kernels_.strip, task_rows);
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
     const std::int64_t rows = step.extents.queries[b] * group_;
+    const auto position = [&](std::int64_t r) { return step.extents.past[b] + step.extents.keys[b] * r / rows; };
     if (rows == 0 || decode_.takes(step, b)) continue;
     // About as many as wanted, in whole strips.
     const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
@@ -60,7 +62,8 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
     // Causal: the last queries see the most keys; starting with them leaves the short tasks for the end.
     for (std::int64_t h = 0; h < kv_heads_; ++h) {
       for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
-        tasks.push_back({b, h, first, std::min(count, rows - first)});
+        const std::int64_t end = std::min(first + count, rows);
+        tasks.push_back({b, h, first, end - first, {position(first), position(end)}});
       }
     }
   }
@@ -125,13 +128,17 @@ void Attention::attend(const Step& step, const Task& task, Workspace& space) con
   const std::int64_t first_tile = start / tile_keys * tile_keys;
   list(first_tile);
   take_queries(step, task, space);
-  for (std::int64_t tile = first_tile; tile < end; tile += tile_keys) {
+  std::int64_t tile = first_tile;
+  for (; tile < end; tile += tile_keys) {
     space.next_keys->pack_transposed(space.keys);
     space.next_values->pack(space.values);
     list(tile + tile_keys);
     attend_tile(step, task, tile, space);
   }
+  append(step, task, task.appended.begin, first_tile);  // What it does not see.
+  append(step, task, tile, task.appended.end);
   finish(step, task, space);
+  settle_streams();
 }
 
 /// Strip by strip: transposed queries, and the state before any key.
@@ -150,7 +157,7 @@ void Attention::take_queries(const Step& step, const Task& task, Workspace& spac
     for (std::int64_t r = 0; r < count; ++r) {
       if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
       if (sinks_) {
-        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
+        softmax.largest[r] = log2_e * (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
         softmax.sum[r] = 1;
       }
       const float* row = query(from + r);
@@ -169,7 +176,7 @@ void Attention::take_queries(const Step& step, const Task& task, Workspace& spac
 
 void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const {
   const std::int64_t strip = kernels_.strip;
-  // The next tile is fetched in small portions: many at once would have to wait for each other.
+  // The next tile is fetched in small portions, and this one appended: many at once would have to wait for each other.
   const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, strip));
   const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
   std::int64_t fetched = 0;
@@ -178,6 +185,7 @@ void Attention::attend_tile(const Step& step, const Task& task, std::int64_t til
     const Row* const rows = space.rows.data() + from;
     const std::int64_t stop = fetched + portion;
     for (std::int64_t i = fetched; i < stop; ++i) space.next_keys->fetch(i);
+    append(step, task, tile + fetched, tile + std::min(stop, tile_keys));
     const TileRange range{in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)};
     if (range.begin < range.end) {  // Else nobody sees any of it.
       kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
@@ -214,6 +222,30 @@ void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, con
   kernels_.weigh(space.scores, seen, range, scale, softmax);
 }
 
+/// Of positions [first, end) those that are the task's to append.
+void Attention::append(const Step& step, const Task& task, std::int64_t first, std::int64_t end) const {
+  first = std::max(first, task.appended.begin), end = std::min(end, task.appended.end);
+  for (const KvRows* const rows : {&step.key, &step.value}) {
+    if (rows->slots() == nullptr) continue;
+    const Heads &from = rows->fresh(), &to = *rows->slots();
+    const std::int64_t past = rows->past(task.sequence);  // All of it, where few queries are not few enough to decode.
+    for (std::int64_t position = std::max(first, past); position < end; ++position) {
+      put(from.floats(task.sequence, position - past, task.kv_head), from.channel, from.width,
+          to.floats(task.sequence, position, task.kv_head), to.channel);
+    }
+  }
+}
+
+/// Copies a row that this step does not read again.
+void Attention::put(const float* row, std::int64_t from_channel, std::int64_t width, float* to,
+                    std::int64_t to_channel) const {
+  if (width == 1 || (from_channel == 1 && to_channel == 1)) {
+    kernels_.stream(row, width, to);
+  } else {
+    copy_elements(Storage::f32, row, from_channel, to, to_channel, width);
+  }
+}
+
 void Attention::finish(const Step& step, const Task& task, Workspace& space) const {
   for (std::int64_t r = 0; r < task.count; ++r) {
     const Row& row = space.rows[static_cast<std::size_t>(r)];
@@ -221,10 +253,9 @@ void Attention::finish(const Step& step, const Task& task, Workspace& space) con
     const float largest = softmax.largest[r % kernels_.strip], sum = softmax.sum[r % kernels_.strip];
     float* const blended = space.blended + r * padded(v_dim_);
     if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
-    float* const to = step.output.floats(task.sequence, row.query, row.head);
-    copy_elements(Storage::f32, blended, 1, to, step.output.channel, v_dim_);
+    put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {
-      const double lse = static_cast<double>(largest) + std::log(static_cast<double>(sum));
+      const double lse = static_cast<double>(largest) / std::numbers::log2e + std::log(static_cast<double>(sum));
       step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
     }
   }

@@ -29,6 +29,7 @@ class Attention {
   /// that the whole group shares each tile.
   struct Task {
     std::int64_t sequence, kv_head, first, count;
+    abi::KeyRange appended;  ///< New tokens that it brings into the cache, if that is attention's to do.
   };
   struct Row {
     std::int64_t query, head;
@@ -50,7 +51,9 @@ class Attention {
   void attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const;
   void weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
              TileRange range, Workspace& space, StripSoftmax& softmax) const;
+  void append(const Step& step, const Task& task, std::int64_t first, std::int64_t end) const;
   void finish(const Step& step, const Task& task, Workspace& space) const;
+  void put(const float* row, std::int64_t from_channel, std::int64_t width, float* to, std::int64_t to_channel) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;
   attest_problem problem_;

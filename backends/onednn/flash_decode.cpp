@@ -20,7 +20,6 @@ constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 // Queries of a sequence times query heads of a group. With more, each row is multiplied so often that blocked matrix
 // products win.
 constexpr std::int64_t most_rows = 32;
-constexpr std::int64_t most_queries = 8;
 
 // Keys of a chunk, the unit that threads share: its keys are read, then its values, for memory likes long runs. Where
 // the heads of a token lie side by side, fewer keys are a long run. It does not depend on the number of threads, nor on

@@ -19,6 +19,8 @@ class FlashDecode {
  public:
   FlashDecode(const attest_problem& problem, int threads, const RowKernels& kernels);
 
+  /// A sequence with more query tokens in a step is not taken.
+  static constexpr std::int64_t most_queries = 8;
   /// Whether this is the way for a sequence; any other takes blocks of queries (attention.h). Its neighbours have no
   /// say in that, so that its bits do not depend on them.
   [[nodiscard]] bool takes(const AttentionStep& step, std::int64_t b) const;

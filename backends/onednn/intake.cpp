@@ -40,7 +40,7 @@ Heads Intake::take(const abi::Tokens& tensor, const Counts& counts, const std::v
 void Intake::take_into(const abi::Tokens& tensor, const Counts& counts, const std::vector<std::int64_t>& positions,
                        const Heads& to, const Counts& first) {
   Heads heads = given(tensor, counts);
-  if (projection_ && !rope_norm_ && heads.storage == Storage::f32) {
+  if (makes_in_place(heads.storage)) {
     projection_->apply(heads, counts, to, first);
     return;
   }

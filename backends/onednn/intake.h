@@ -28,6 +28,9 @@ class Intake {
   void take_into(const abi::Tokens& tensor, const Counts& counts, const std::vector<std::int64_t>& positions,
                  const Heads& to, const Counts& first);
 
+  /// Whether what it is asked to make comes into being where it is asked for, without a copy.
+  [[nodiscard]] bool makes_in_place(Storage given) const { return projection_ && !rope_norm_ && given == Storage::f32; }
+
   [[nodiscard]] std::int64_t heads() const { return heads_; }
   [[nodiscard]] std::int64_t width() const { return width_; }
 

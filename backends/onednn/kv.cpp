@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "convert.h"
+#include "flash_decode.h"
 
 namespace attest::onednn {
 
@@ -31,8 +32,8 @@ CachedHeads::CachedHeads(const attest_problem& problem, const attest_cache& cach
   if (scale != nullptr) scales_ = abi::scale_view(problem, *scale);
 }
 
-KvRows::KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache)
-    : fresh_(std::move(fresh)), past_(std::move(past)), cache_(std::move(cache)) {}
+KvRows::KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache, std::optional<Heads> slots)
+    : fresh_(std::move(fresh)), past_(std::move(past)), cache_(std::move(cache)), slots_(std::move(slots)) {}
 
 void KvRows::copy(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {
   const std::int64_t past = past_[b], width = fresh_.width;
@@ -69,9 +70,23 @@ KvRows KvSide::take(const attest_step& step, const abi::Extents& extents, const 
   std::optional<abi::Tokens> tokens;
   if (given != nullptr) tokens = abi::Tokens::of_keys(problem_, extents, *given);
   if (tensor != nullptr && problem_.cache == ATTEST_CACHE_CONTIGUOUS && abi::same(problem_.cache_dtype, abi::f32)) {
-    const Heads cached = heads_of_cache(*tensor);
-    if (tokens) intake_.take_into(*tokens, extents.keys, positions, cached, extents.past);
-    return {cached, none, std::nullopt};
+    Heads cached = heads_of_cache(*tensor);
+    Counts past = extents.past, few = extents.keys;
+    bool all_few = true;
+    for (std::int64_t b = 0; b < problem_.batch; ++b) {
+      if (extents.queries[b] > FlashDecode::most_queries) {
+        few[b] = 0, all_few = false;
+      } else {
+        past[b] += few[b];
+      }
+    }
+    if (all_few || !tokens || intake_.makes_in_place(tokens->storage())) {
+      if (tokens) intake_.take_into(*tokens, extents.keys, positions, cached, extents.past);
+      return {cached, none, std::nullopt};
+    }
+    Heads fresh = intake_.take(*tokens, extents.keys, positions);
+    copy_rows(fresh, rows_of(fresh, none, few), cached, rows_of(cached, extents.past, few));
+    return {std::move(fresh), std::move(past), CachedHeads(problem_, *step.cache, *tensor, scale), std::move(cached)};
   }
   const Heads fresh = tokens ? intake_.take(*tokens, extents.keys, positions)
                              : packed_heads(nullptr, none, intake_.heads(), intake_.width());

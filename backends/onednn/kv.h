@@ -3,8 +3,10 @@
 // and into the cache.
 //
 // An evenly strided f32 cache that holds what it is given, slot after slot, is appended to first and then read in
-// place. For any other the new tokens wait in scratch, as the numbers that the cache will hold, until attention is done
-// with the old ones (a ring overwrites those), and cached tokens are gathered a tile at a time.
+// place, if a sequence has few queries. If it has many, attention reads each new token anyway, and copies it then: that
+// costs less than to do either alone. For any other the new tokens wait in scratch, as the numbers that the cache will
+// hold, until attention is done with the old ones (a ring overwrites those), and cached tokens are gathered a tile at a
+// time.
 #pragma once
 
 #include <attest/backend.hpp>
@@ -67,11 +69,17 @@ struct RowRun {
 /// What attention reads: rows by sequence, head and position.
 class KvRows {
  public:
-  /// Positions from past[b] on are `fresh` tokens, those before lie in the cache.
-  KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache);
+  /// Positions from past[b] on are `fresh` tokens, those before lie in the cache. `slots`: the cache as f32 heads,
+  /// where attention is to copy the fresh ones itself.
+  KvRows(Heads fresh, Counts past, std::optional<CachedHeads> cache, std::optional<Heads> slots = std::nullopt);
 
   /// Copies rows [first, end) to `to` as f32, one after the other.
   void copy(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const;
+
+  /// The fresh tokens' heads; token 0 of sequence b is at position past(b).
+  [[nodiscard]] const Heads& fresh() const { return fresh_; }
+  /// Where they are to be copied to, by position; null: nowhere.
+  [[nodiscard]] const Heads* slots() const { return slots_ ? &*slots_ : nullptr; }
 
   // Row by row, as they are stored: cached positions as the cache has them, new ones as f32.
 
@@ -93,6 +101,7 @@ class KvRows {
   Heads fresh_;
   Counts past_;
   std::optional<CachedHeads> cache_;
+  std::optional<Heads> slots_;
 };
 
 /// The keys of one problem's steps, or the values.

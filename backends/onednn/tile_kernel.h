@@ -181,14 +181,16 @@ void blend_strip(const float* weights, const float* factor, const float* values,
 
 void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
   constexpr float minus_infinity = -__builtin_inff();
+  scale *= log2_e;
   const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
   Floats row[lanes];
   for (std::int64_t r = 0; r < strip; ++r) {
     float* const logits = scores + r * tile_keys;
     for (std::int64_t j = begin; j < (seen != nullptr ? seen[r] : range).begin; ++j) logits[j] = minus_infinity;
     for (std::int64_t j = (seen != nullptr ? seen[r] : range).end; j < end; ++j) logits[j] = minus_infinity;
-    row[r] = load_floats(logits + begin);
-    for (std::int64_t j = begin + lanes; j < end; j += lanes) row[r] = larger(row[r], load_floats(logits + j));
+    Floats most = load_floats(logits + begin);
+    for (std::int64_t j = begin + lanes; j < end; j += lanes) most = larger(most, load_floats(logits + j));
+    row[r] = most;
   }
   for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
   const Floats before = load_floats(softmax.largest);
@@ -199,15 +201,16 @@ void weigh_strip(float* scores, const TileRange* seen, TileRange range, float sc
   store_floats(base, bases);
   for (std::int64_t r = 0; r < strip; ++r) {
     float* const logits = scores + r * tile_keys;
-    row[r] = Floats{};
+    Floats sum = {};
     for (std::int64_t j = begin; j < end; j += lanes) {
-      const Floats weights = exponential(load_floats(logits + j) * scale - bases[r]);
+      const Floats weights = power_of_two(load_floats(logits + j) * scale - bases[r]);
       store_floats(weights, logits + j);
-      row[r] += weights;
+      sum += weights;
     }
+    row[r] = sum;
   }
   for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  const Floats factor = exponential(before - base);
+  const Floats factor = power_of_two(before - base);
   const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
   store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
   store_floats(largest, softmax.largest);
@@ -218,7 +221,26 @@ void divide(float* row, std::int64_t width, float divisor) {
   for (std::int64_t c = 0; c < width; c += lanes) store_floats(load_floats(row + c) / divisor, row + c);
 }
 
-constexpr TileKernels tile_kernels{lanes, strip, pack, transpose, multiply_strip, weigh_strip, blend_strip, divide};
+inline void stream_floats(Floats value, float* to) {
+#if ATTEST_ROW_LANES == 16
+  _mm512_stream_ps(to, value);
+#elif ATTEST_ROW_LANES == 8
+  _mm256_stream_ps(to, value);
+#else
+  store_floats(value, to);
+#endif
+}
+
+void stream(const float* row, std::int64_t width, float* to) {
+  std::int64_t c = 0;
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Floats) == 0) {
+    for (; c + lanes <= width; c += lanes) stream_floats(load_floats(row + c), to + c);
+  }
+  for (; c < width; ++c) to[c] = row[c];
+}
+
+constexpr TileKernels tile_kernels{lanes,       strip,       pack,   transpose, multiply_strip,
+                                   weigh_strip, blend_strip, divide, stream};
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -149,7 +150,7 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
     StripSoftmax softmax = fresh();
-    softmax.largest[1] = 1.5f, softmax.sum[1] = 1;  // A sink.
+    softmax.largest[1] = 1.5f * log2_e, softmax.sum[1] = 1;  // A sink.
     std::vector<std::vector<double>> logits(static_cast<std::size_t>(kernels.strip));
     for (std::int64_t t = 0; t < tiles; ++t) {
       const TileRange range{t == 0 ? 3 : 0, t == tiles - 1 ? 101 : tile_keys};
@@ -173,7 +174,7 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
         for (std::int64_t j = range.begin; j < range.end; ++j) {
           const bool sees = j >= seen[r].begin && j < seen[r].end;
           const double logit = sees ? logits[static_cast<std::size_t>(r)][next++] : -static_cast<double>(infinity);
-          const double wanted = std::isinf(logit) ? 0 : std::exp(logit - largest);
+          const double wanted = std::isinf(logit) ? 0 : std::exp2(logit * std::numbers::log2e - largest);
           right = right && near(scores[static_cast<std::size_t>(r * tile_keys + j)], wanted, wanted);
         }
         CHECK(right);
@@ -185,7 +186,8 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
       double sum = r == 1 ? std::exp(1.5 - largest) : 0;
       for (const double logit : logits[static_cast<std::size_t>(r)])
         sum += std::isinf(logit) ? 0 : std::exp(logit - largest);
-      CHECK(softmax.largest[r] == static_cast<float>(largest));
+      CHECK((softmax.largest[r] == static_cast<float>(largest) ||
+             near(softmax.largest[r], largest * std::numbers::log2e, std::abs(largest))));
       CHECK(near(softmax.sum[r], sum, sum));
     }
   }
@@ -211,6 +213,56 @@ TEST_CASE("a row has the same bits wherever it stands in a strip and whatever it
       got.push_back(softmax.sum[place]);
       if (place == 0) first = got;
       CHECK(got == first);
+    }
+  }
+}
+
+TEST_CASE("weights are within two units in the last place, subnormal ones too, and 0 below them") {
+  constexpr float scale = 1 / log2_e;
+  static_assert(scale * log2_e == 1, "scaling rounds nothing");
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    double worst = 0;
+    bool zeros = true;
+    for (std::int64_t step = 0; step < 200; ++step) {
+      // Powers of two below the first key's, which is 1.
+      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
+      for (std::int64_t j = 1; j < tile_keys; ++j) {
+        scores[static_cast<std::size_t>(j)] = -static_cast<float>(step) - (number() + 1) / 2;
+      }
+      const std::vector<float> powers = scores;
+      StripSoftmax softmax = fresh();
+      kernels.weigh(scores.data(), nullptr, {0, tile_keys}, scale, softmax);
+      CHECK(scores[0] == 1);
+      for (std::int64_t j = 1; j < tile_keys; ++j) {
+        const auto i = static_cast<std::size_t>(j);
+        const double wanted = std::exp2(static_cast<double>(powers[i]));
+        const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
+        worst = std::max(worst, std::abs(static_cast<double>(scores[i]) - wanted) / unit);
+        zeros = zeros && (powers[i] > -151 || scores[i] == 0);
+      }
+    }
+    INFO(each->name << ": " << worst << " units");
+    CHECK(worst <= 2);
+    CHECK(zeros);
+  }
+}
+
+TEST_CASE("a streamed row is the row, whatever its width and place, and nothing beside it") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const std::int64_t width : {1, 15, 16, 20, 72, 128}) {
+      alignas(64) float to[1 + 128 + 17];
+      for (const std::int64_t place : {0, 1, 4, 8, 16}) {
+        std::vector<float> row = floats(width, 0);
+        std::generate(row.begin(), row.end(), number);
+        std::fill(std::begin(to), std::end(to), 2.0f);
+        kernels.stream(row.data(), width, to + place);
+        settle_streams();
+        INFO(each->name << ", width " << width << ", place " << place);
+        CHECK(std::equal(row.begin(), row.end(), to + place));
+        CHECK(std::count(std::begin(to), std::end(to), 2.0f) == std::ssize(to) - width);
+      }
     }
   }
 }
