@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 
 #include "convert.h"
 #include "threads.h"
@@ -157,7 +156,7 @@ void Attention::take_queries(const Step& step, const Task& task, Workspace& spac
     for (std::int64_t r = 0; r < count; ++r) {
       if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
       if (sinks_) {
-        softmax.largest[r] = log2_e * (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
+        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
         softmax.sum[r] = 1;
       }
       const float* row = query(from + r);
@@ -255,7 +254,7 @@ void Attention::finish(const Step& step, const Task& task, Workspace& space) con
     if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
     put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {
-      const double lse = static_cast<double>(largest) / std::numbers::log2e + std::log(static_cast<double>(sum));
+      const double lse = static_cast<double>(largest) + std::log(static_cast<double>(sum));
       step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
     }
   }

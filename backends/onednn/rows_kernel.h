@@ -405,12 +405,11 @@ inline Floats scaled_by_power(Floats p, [[maybe_unused]] Floats n, [[maybe_unuse
 #endif
 }
 
-constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
-
 /// exp(x) for x <= 0, and for rounding errors above. x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is split so that n times
 /// its first part is exact, and the polynomial's error (minimax, by Remez) is a twentieth of a rounding.
 inline Floats exponential(Floats x) {
-  x = larger(Floats{} - 104.0f, x);  // exp(-104) rounds to 0. A NaN stays one.
+  x = larger(Floats{} - 104.0f, x);          // exp(-104) rounds to 0. A NaN stays one.
+  constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
   const Floats shifted = x * 1.44269504088896341f + to_integer, n = shifted - to_integer;
   const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Floats p = r * 1.381454018e-3f + 8.368745109e-3f;
@@ -419,24 +418,6 @@ inline Floats exponential(Floats x) {
   p = p * r + 4.999999343e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return scaled_by_power(p, n, shifted);
-}
-
-/// 2^x for x <= 0, and for rounding errors above: as good as exponential(), and for fewer operations, because what is
-/// left of x beside a whole number is exact. The polynomial is that one's.
-inline Floats power_of_two(Floats x) {
-#if ATTEST_ROW_LANES == 16
-  const Floats f = _mm512_maskz_reduce_ps(0xFFFF, x, _MM_FROUND_TO_NEAREST_INT), n = x - f, shifted = n;
-#else
-  x = larger(Floats{} - 152.0f, x);  // 2^-152 rounds to 0.
-  const Floats shifted = x + to_integer, n = shifted - to_integer, f = x - n;
-#endif
-  Floats p = f * 1.532107365e-4f + 1.339021794e-3f;
-  p = p * f + 9.618527093e-3f;
-  p = p * f + 5.550362156e-2f;
-  p = p * f + 2.402264754e-1f;
-  p = p * f + 6.931471806e-1f;
-  p = p * f + 1.0f;
   return scaled_by_power(p, n, shifted);
 }
 

@@ -181,7 +181,6 @@ void blend_strip(const float* weights, const float* factor, const float* values,
 
 void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
   constexpr float minus_infinity = -__builtin_inff();
-  scale *= log2_e;
   const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
   Floats row[lanes];
   for (std::int64_t r = 0; r < strip; ++r) {
@@ -203,14 +202,14 @@ void weigh_strip(float* scores, const TileRange* seen, TileRange range, float sc
     float* const logits = scores + r * tile_keys;
     Floats sum = {};
     for (std::int64_t j = begin; j < end; j += lanes) {
-      const Floats weights = power_of_two(load_floats(logits + j) * scale - bases[r]);
+      const Floats weights = exponential(load_floats(logits + j) * scale - bases[r]);
       store_floats(weights, logits + j);
       sum += weights;
     }
     row[r] = sum;
   }
   for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  const Floats factor = power_of_two(before - base);
+  const Floats factor = exponential(before - base);
   const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
   store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
   store_floats(largest, softmax.largest);

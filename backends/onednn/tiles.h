@@ -30,13 +30,10 @@ struct TileRange {
   std::int64_t begin, end;
 };
 
-/// What turns a logit into a power of two.
-constexpr float log2_e = 1.44269504088896341f;
-
 /// The state of a strip's online softmax, by row.
 struct StripSoftmax {
-  alignas(64) float largest[most_strip_rows];  ///< log2_e * logit so far, or the sink's; -infinity: none.
-  alignas(64) float sum[most_strip_rows];      ///< Of 2^(log2_e * logit - largest), the sink's 1 included.
+  alignas(64) float largest[most_strip_rows];  ///< Logit so far, or the sink's; -infinity: none.
+  alignas(64) float sum[most_strip_rows];      ///< Of exp(logit - largest), the sink's 1 included.
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
 };
 
@@ -55,9 +52,8 @@ struct TileKernels {
   /// one panel, the keys to one for each vector of them. It writes whole vectors of keys.
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
 
-  /// Turns scores into weights: 2^(log2_e * scale * score - largest) where seen[r] holds the key, 0 elsewhere in
-  /// `range`. Null: all rows see all of it. `scale` > 0. -infinity is masked. The powers are as good as the
-  /// exponentials of rows.h.
+  /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`. Null:
+  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of rows.h.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
