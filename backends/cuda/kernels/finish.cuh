@@ -7,9 +7,11 @@
 
 namespace attest::cuda {
 
+inline constexpr float log2_e = 1.44269504088896340736f;
+
 /// exp(x) for x <= 0, also -inf.
 ATTEST_DEVICE float power(float x) {
-  return exp2f(x * 1.44269504088896340736f);
+  return exp2f(x * log2_e);
 }
 
 /// A row of queries x heads of a group, in the order in which Attend counts them.

@@ -163,7 +163,6 @@ struct Prefill {
   /// answers by what the sums of before are to be multiplied.
   ATTEST_DEVICE void soften(std::int32_t first, float (&logits)[32], std::uint32_t (&weights)[keys / 16][4],
                             float (&factor)[2]) {
-    constexpr float log2_e = 1.44269504088896340736f;
     ATTEST_UNROLL
     for (int second = 0; second < 2; ++second) {
       const AttendRow& row = row_[second];
