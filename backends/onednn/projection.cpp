@@ -19,9 +19,14 @@ constexpr auto fp32 = memory::data_type::f32;
 constexpr std::size_t most_primitives = 64;
 
 // Tokens up to which reading the weights takes longer than multiplying by them.
-constexpr std::int64_t most_few = 4;
+constexpr std::int64_t most_few = 24;
+// With more tokens than these, rows of weights are read in parts, so that as much of all tokens stays in the
+// first-level cache. Fewer leave room for whole rows, which memory likes better.
+constexpr std::int64_t most_whole = 4, part_width = 512;
 // Bytes of weights that a thread takes at a time; while it works on them, the next ones are fetched.
 constexpr std::int64_t block_bytes = 64 * 1024;
+// What the kernels take at a time.
+constexpr std::int64_t kernel_rows = 16;
 
 memory::desc matrix(std::int64_t rows, std::int64_t columns, std::int64_t row_stride, std::int64_t column_stride) {
   return {{rows, columns}, fp32, {row_stride, column_stride}};
@@ -99,19 +104,28 @@ void Projection::apply(const Heads& x, const Counts& counts, const Heads& y, con
   copy_rows(made, rows_of(made, from_zero, counts), y, y_rows);
 }
 
-void Projection::multiply_few(const float* x, float* y, std::int64_t rows) {
-  const std::int64_t wide = padded(in_);
-  if (wide != in_) {
-    float* const to = padded_.get(rows * wide);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      std::copy_n(x + r * in_, in_, to + r * wide);
-      std::fill(to + r * wide + in_, to + (r + 1) * wide, 0.0f);
+/// Part by part of the channels: of all tokens, one after the other, with zeros up to whole vectors.
+const float* Projection::in_parts(const float* x, std::int64_t rows, std::int64_t part) {
+  if (part == in_ && padded(in_) == in_) return x;
+  float* const parts = parts_.get(rows * padded(in_));
+  float* to = parts;
+  for (std::int64_t c = 0; c < in_; c += part) {
+    const std::int64_t width = std::min(part, in_ - c), wide = padded(width);
+    for (std::int64_t r = 0; r < rows; ++r, to += wide) {
+      std::copy_n(x + r * in_ + c, width, to);
+      std::fill(to + width, to + wide, 0.0f);
     }
-    x = to;
   }
-  // A multiple of 16: what the kernels take at a time.
-  const std::int64_t block =
-      std::max<std::int64_t>(1, block_bytes / std::max<std::int64_t>(stored_.stride, 1) / 16) * 16;
+  return parts;
+}
+
+void Projection::multiply_few(const float* x, float* y, std::int64_t rows) {
+  const std::int64_t part = rows <= most_whole ? in_ : std::min(part_width, in_);
+  x = in_parts(x, rows, part);
+  const std::int64_t element = static_cast<std::int64_t>(abi::bytes_of(stored_.storage)), stride = stored_.stride;
+  // A multiple of what the kernels take; read in parts, no more than that.
+  const std::int64_t most = part < in_ ? kernel_rows : block_bytes / std::max<std::int64_t>(stride, 1);
+  const std::int64_t block = std::max<std::int64_t>(1, most / kernel_rows) * kernel_rows;
   const std::int64_t blocks = (out_ + block - 1) / block;
   const int threads = threads_for(rows * in_ * out_, threads_);
   const std::int64_t in_a_row = std::clamp<std::int64_t>(blocks / (8 * threads), 1, 16);
@@ -119,10 +133,22 @@ void Projection::multiply_few(const float* x, float* y, std::int64_t rows) {
   for (std::int64_t n = 0; n < blocks; ++n) {
     const std::int64_t begin = n * block, end = std::min(begin + block, out_);
     RowBlock weights = stored_;
-    weights.first += begin * weights.stride;
+    weights.first += begin * stride;
     weights.count = end - begin;
-    weights.ahead = weights.first + weights.count * weights.stride;
-    kernels_->multiply(weights, x, rows, y + begin, out_);
+    float sums[most_few * kernel_rows];
+    for (std::int64_t c = 0; c < in_; c += part, weights.first += part * element) {
+      weights.width = std::min(part, in_ - c);
+      // The next part of these rows, or the first one of the next.
+      weights.ahead = weights.first + (c + part < in_ ? part * element : weights.count * stride - c * element);
+      if (c == 0) {
+        kernels_->multiply(weights, x, rows, y + begin, out_);
+        continue;
+      }
+      kernels_->multiply(weights, x + rows * c, rows, sums, kernel_rows);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t o = begin; o < end; ++o) y[r * out_ + o] += sums[r * kernel_rows + o - begin];
+      }
+    }
     if (bias_data_ == nullptr) continue;
     for (std::int64_t r = 0; r < rows; ++r) {
       for (std::int64_t o = begin; o < end; ++o) y[r * out_ + o] += bias_data_[o];

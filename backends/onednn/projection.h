@@ -31,6 +31,7 @@ class Projection {
 
  private:
   void multiply(float* x, float* y, std::int64_t rows);
+  const float* in_parts(const float* x, std::int64_t rows, std::int64_t part);
   void multiply_few(const float* x, float* y, std::int64_t rows);
 
   dnnl::engine engine_;
@@ -44,7 +45,7 @@ class Projection {
   dnnl::memory weight_, bias_;
   /// Primitives by their rows: making one takes far longer than a decode step.
   std::map<std::int64_t, dnnl::matmul> made_;
-  Scratch x_scratch_, y_scratch_, padded_;
+  Scratch x_scratch_, y_scratch_, parts_;
 };
 
 }  // namespace attest::onednn

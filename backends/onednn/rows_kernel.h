@@ -218,10 +218,10 @@ inline Origin origin_of(const RowBlock& block, std::int64_t query) {
 template <Storage storage, int queries, int keys, bool even, Origin origin>
 inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
                             const char* ahead, std::int64_t ahead_stride) {
-  // A stream is read row by row, or it is none. So are rows of floats for a folded group: their reading is what takes
-  // the time. Narrower ones share each load of a query; and with one or two queries the sums of one row would wait for
-  // each other.
-  constexpr int rows = origin == Origin::stream ? 1 : element_bytes<storage> == 4 ? 4 / queries : 4;
+  // A stream is read row by row, or it is none. So are rows of floats for a folded group of four: their reading is what
+  // takes the time. Narrower ones, and those of more queries, share each load of a query; and with one or two queries
+  // the sums of one row would wait for each other.
+  constexpr int rows = origin == Origin::stream ? 1 : element_bytes<storage> == 4 && queries <= 4 ? 4 / queries : 4;
   constexpr int together = keys < rows ? keys : rows;
   const std::int64_t apart = padded(width);
   Floats sums[lanes];
@@ -239,7 +239,7 @@ inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t
         }
         key[k] = key_of(row + k * stride + c * element_bytes<storage>);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < queries; ++r) {
         const Floats q = load_floats(query + r * apart + c);
 #pragma GCC unroll 4
@@ -298,6 +298,7 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
         tile(keys, j, end, query + r * apart, products + r * leading, leading);
       }
     };
+    if constexpr (lanes >= 8) take.template operator()<8>();
     take.template operator()<4>();
     take.template operator()<2>();
     take.template operator()<1>();
@@ -488,13 +489,13 @@ inline void by_storage(Storage storage, const Visit& visit) {
   }
 }
 
-// Reading floats takes longer than their arithmetic, and vectors of 8 get more of them out of memory than those of 16:
-// on Zen 4 by a tenth, but for the sums of a folded group's values, which leave them too few registers. Whoever has the
-// longer ones has these too.
+// Reading floats takes longer than their arithmetic with up to four queries, and vectors of 8 get more of them out of
+// memory than those of 16: on Zen 4 by a tenth, but for the sums of a folded group's values, which leave them too few
+// registers. Whoever has the longer ones has these too.
 
 void multiply(const RowBlock& keys, const float* query, std::int64_t queries, float* products, std::int64_t leading) {
   const auto with = [&]<Storage storage>() {
-    if constexpr (lanes == 16 && storage == Storage::f32) {
+    if (lanes == 16 && storage == Storage::f32 && queries < 8) {
       row_kernels_avx2()->multiply(keys, query, queries, products, leading);
     } else {
       multiply_all<storage>(keys, query, queries, products, leading);

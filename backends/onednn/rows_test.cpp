@@ -71,7 +71,7 @@ TEST_CASE("the products and the blend of any width, count and storage are right"
   for (const RowKernels* const kernels : row_kernels()) {
     for (const Storage storage : storages) {
       for (const std::int64_t width : {1, 3, 8, 16, 20, 40, 64, 72, 128}) {
-        for (const std::int64_t queries : {1, 2, 3, 4, 7}) {
+        for (const std::int64_t queries : {1, 2, 3, 4, 7, 8}) {
           const std::int64_t count = 1 + static_cast<std::int64_t>(random() % 40), wide = padded(width);
           INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
                              << queries << ", rows " << count);
@@ -146,7 +146,7 @@ TEST_CASE("every code of an 8-bit format and every finite fp16 and bf16 is conve
 TEST_CASE("a product has the same bits however the rows are divided into blocks") {
   std::mt19937 random(2);
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const std::int64_t queries : {1, 2, 4, 5}) {
+    for (const std::int64_t queries : {1, 2, 4, 5, 15}) {
       constexpr std::int64_t count = 37, width = 72, leading = count + row_padding;
       const Rows rows(Storage::f16, count, width, random);
       const std::vector<float> query = numbers(queries * padded(width), random);
