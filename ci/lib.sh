@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What the scripts of ci/ share; sourced by them, after `set -euo pipefail`. Offers
 #   $root $jobs                  the repository, and how many things to do at once
-#   $peers_prefix                the virtual environment of the bench's peers
+#   $peers_prefix ${peers[@]}    the virtual environment of the bench's peers, and their backends
 #   say, die                     one line for a person (on stderr: stdout belongs to the command that is run)
 #   phase NAME COMMAND…, times   time a command; all times so far on one line
 #   build PRESET [TARGET…]       configure and build build/PRESET, silent when there is nothing to do
@@ -11,6 +11,7 @@
 root=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)
 jobs=${ATTEST_JOBS:-$(nproc)}
 peers_prefix=$root/build/peers
+peers=(torch onnxruntime ggml numpy)
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # A peer in Python beside others in `attest bench`: right ones get numbers, in every form of a step; a wrong one, and a
 # problem that it does not do, get none. No time is asked for.
-# Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so [attest-backend-onnxruntime.so]
+# Usage: peers_test.sh path/to/attest attest-backend-numpy.so attest-peer-wrong.so [attest-backend-OTHER.so...]
 set -uo pipefail
 
-attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3") onnxruntime=${4:+$(realpath "$4")}
+attest=$(realpath "$1") numpy=$(realpath "$2") wrong=$(realpath "$3")
+others=()
+for other in "${@:4}"; do others+=("$(realpath "$other")"); done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -63,13 +65,19 @@ ends 0 "no number: unsupported: $refusal" --backend "$numpy" --backend "$wrong,r
 ends 1 "no number: a step failed: UNSUPPORTED after others were done: $refusal" --backend "$wrong,factor=1,refuses=2" \
   --shapes right.json "${quick[@]}"
 
-# A library that has one order of a cache only learns about another in the first step.
-if [[ -n $onnxruntime ]]; then
-  ends 0 'GroupQueryAttention wants [1, 2, 48, 16] as its order in memory' --backend "$onnxruntime" \
-    --shapes right.json "${quick[@]}" --filter decode
-  grep -qE '_heads$' out.txt || { echo 'FAILED: no shape in its order'; failures=$((failures + 1)); }
+# A library that has one order of a cache only learns about another in the first step; one that has no f16 says so before.
+declare -A refuses=([onnxruntime]='GroupQueryAttention wants [1, 2, 48, 16] as its order in memory'
+  [ggml]='ggml sums values of f16 in f16')
+for other in "${others[@]}"; do
+  name=$(basename "$other" .so)
+  name=${name#attest-backend-}
+  ends 0 "${refuses[$name]}" --backend "$other" --shapes right.json "${quick[@]}" --filter decode
+  if ! grep -E '_heads$' -A 2 out.txt | grep -F ' cold' | grep -qvF 'no number'; then
+    echo "FAILED: $name: no number where heads come first"
+    failures=$((failures + 1))
+  fi
   grep -F 'no number' out.txt | grep -vF 'no number: unsupported: ' && failures=$((failures + 1))
-fi
+done
 
 [ "$failures" -eq 0 ] && echo 'all as wanted'
 exit "$((failures > 0))"
