@@ -240,6 +240,7 @@ void copy_later(void* to, const void* from) {
   if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) {
     fail("a copy of 16 bytes that is not aligned to them");
   }
+  std::memset(to, 0xFF, 16);
   block().running().copies.push_back({to, from});
 }
 

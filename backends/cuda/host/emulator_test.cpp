@@ -8,6 +8,7 @@
 
 #include <array>
 #include <catch2/catch_test_macros.hpp>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -84,7 +85,7 @@ TEST_CASE("shuffles exchange lanes within their warp") {
   });
 }
 
-TEST_CASE("a copy arrives at its wait, not before") {
+TEST_CASE("a copy arrives at its wait, not before, and overwrites at once") {
   alignas(16) std::array<float, 8> source{1, 2, 3, 4, 5, 6, 7, 8};
   emulator::launch({1, 1, 1}, 32, 64, Order::forward, [&](std::byte* shared) {
     if (thread_index() != 0) return;
@@ -95,10 +96,12 @@ TEST_CASE("a copy arrives at its wait, not before") {
     copy_16(to + 4, source.data() + 4, true);
     copy_16(to + 8, source.data(), false);
     copy_commit();
-    CHECK(to[0] == 0);
+    CHECK(std::isnan(to[0]));
     copy_wait<1>();
     CHECK(to[0] == 1);
-    CHECK(to[4] == 0);
+    CHECK(std::isnan(to[4]));
+    CHECK(std::isnan(to[11]));
+    CHECK(to[12] == 0);
     to[8] = 9;
     copy_wait<0>();
     CHECK(to[7] == 8);
