@@ -4,7 +4,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
-#include "bench/measure.h"
+#include "bench/measure_test_support.h"
 #include "bench/results.h"
 #include "bench/table.h"
 
@@ -13,30 +13,8 @@ namespace {
 
 using Catch::Matchers::ContainsSubstring;
 
-Shape shape_of(const std::string& fields) {
-  return shapes_from_json("{\"shapes\": [{" + fields + "}]}", "test").front();
-}
-
 const std::string kDevice = ATTEST_DETACHED;
-const std::string kSmall = R"("query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 40)";
 const std::string kDecode = R"("set": "decode", "batch": 2, )" + kSmall;
-
-/// Backends that stay open from one shape to the next.
-struct Stand {
-  explicit Stand(const std::vector<std::string>& given) : backends(open_all(given, cores)), team(cores) {
-    settings.seconds = 0.01;
-    settings.rounds = 6;
-    settings.memory = 1 << 20;
-  }
-  ~Stand() { cores.release(0); }
-  Measured measured(const std::string& fields) {
-    return measure(shape_of(fields), backends, cores, team, settings, [](const auto&...) {});
-  }
-  Cores cores;
-  std::vector<std::unique_ptr<Participant>> backends;
-  Team team;
-  Settings settings;
-};
 
 TEST_CASE("A right device gets a number in every kind of shape, beside a host backend") {
   for (const std::string& kind : std::vector<std::string>{
