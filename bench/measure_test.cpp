@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_container_properties.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstring>
 #include <map>
@@ -17,7 +18,7 @@
 namespace attest::bench {
 namespace {
 
-using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::ContainsSubstring, Catch::Matchers::IsEmpty;
 
 const std::string kDecode = R"("set": "decode", )" + kSmall;
 
@@ -32,10 +33,10 @@ TEST_CASE("A right backend gets a number in every kind of shape") {
            R"("set": "decode", "batch": 2, "cache": "paged", "order": "heads")",
            R"("set": "layer", "batch": 2, "d_model": 48)"}) {
     INFO(kind);
-    const Measured result = Stand({ATTEST_TEMPLATE}).measured(kind + ", " + kSmall);
+    const Measured result = Stand({ATTEST_TEMPLATE}).measured(fmt::format("{}, {}", kind, kSmall));
     REQUIRE(result.series.size() == (result.shape.is_decode() ? 2U : 1U));
     for (const Series& series : result.series) {
-      CHECK(series.wrong == "");
+      CHECK_THAT(series.wrong, IsEmpty());
       CHECK(series.rounds.size() == 6);
       CHECK(summarise(series.samples()).n >= 6);
     }
@@ -51,14 +52,14 @@ TEST_CASE("A backend that does nothing gets no number, with the reason") {
   CHECK_THAT(result.series[0].wrong, ContainsSubstring("before the timed loop: cache.lengths[0] is 39, wanted 40"));
   CHECK(result.series[0].rounds.empty());
   CHECK(result.series[1].wrong == result.series[0].wrong);
-  CHECK(result.series[2].wrong == "");
+  CHECK_THAT(result.series[2].wrong, IsEmpty());
 }
 
 TEST_CASE("A backend that leaves out work once it was checked gets no number, neither cold nor hot") {
   const std::vector<std::pair<std::string, std::string>> tricks{
       {"repeat", "output[sequence"}, {"append_once", "cache.key[sequence"}, {"every_second", "was not written"}};
   for (const auto& [trick, finding] : tricks) {
-    const Measured result = Stand({std::string(ATTEST_LAZY) + ",trick=" + trick}).measured(kDecode);
+    const Measured result = Stand({fmt::format("{},trick={}", ATTEST_LAZY, trick)}).measured(kDecode);
     REQUIRE(result.series.size() == 2);
     for (const Series& series : result.series) {
       INFO(trick << ", " << name(series.temperature) << ": " << series.wrong);
@@ -78,7 +79,7 @@ TEST_CASE("UNSUPPORTED is a refusal in a plan's first step, and a failure in any
     CHECK(result.series[1].wrong == result.series[0].wrong);
     CHECK(result.series[0].rounds.empty());
     CHECK(result.series[1].rounds.empty());
-    CHECK(result.series[2].wrong == "");
+    CHECK_THAT(result.series[2].wrong, IsEmpty());
     return result.series[0].wrong;
   };
   CHECK(wrong_at(1) == "unsupported: this step is not to its taste");
@@ -88,9 +89,9 @@ TEST_CASE("UNSUPPORTED is a refusal in a plan's first step, and a failure in any
 
 TEST_CASE("Each turn is announced with whose it is") {
   std::map<std::string, int> words;
-  Stand({ATTEST_TEMPLATE}).measured(kDecode, [&](const std::string& what, const std::string& who) {
-    ++words[who.empty() ? what : who];
-  });
+  Stand stand({ATTEST_TEMPLATE});
+  stand.progress = [&](const std::string& what, const std::string& who) { ++words[who.empty() ? what : who]; };
+  stand.measured(kDecode);
   CHECK(words["validating template"] == 1);
   CHECK(words["template cold"] == 6);
   CHECK(words["template hot"] == 6);

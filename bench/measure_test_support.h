@@ -25,13 +25,14 @@ struct Stand {
     settings.memory = 1 << 20;
   }
   ~Stand() { cores.release(0); }
-  Measured measured(const std::string& fields, const Progress& progress = [](const auto&...) {}) {
+  Measured measured(const std::string& fields) {
     return measure(shape_of(fields), backends, cores, team, settings, progress);
   }
   Cores cores;
   std::vector<std::unique_ptr<Participant>> backends;
   Team team;
   Settings settings;
+  Progress progress = [](const auto&...) {};
 };
 
 }  // namespace attest::bench
