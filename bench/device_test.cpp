@@ -1,42 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backends with memory of their own, measured end to end on a device that is none. It aborts if it is not given back
 // whatever it gave.
+#include <fmt/format.h>
+
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_container_properties.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
-#include "bench/measure.h"
+#include "bench/measure_test_support.h"
 #include "bench/results.h"
 #include "bench/table.h"
 
 namespace attest::bench {
 namespace {
 
-using Catch::Matchers::ContainsSubstring;
-
-Shape shape_of(const std::string& fields) {
-  return shapes_from_json("{\"shapes\": [{" + fields + "}]}", "test").front();
-}
+using Catch::Matchers::ContainsSubstring, Catch::Matchers::IsEmpty;
 
 const std::string kDevice = ATTEST_DETACHED;
-const std::string kSmall = R"("query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 40)";
 const std::string kDecode = R"("set": "decode", "batch": 2, )" + kSmall;
-
-/// Backends that stay open from one shape to the next.
-struct Stand {
-  explicit Stand(const std::vector<std::string>& given) : backends(open_all(given, cores)), team(cores) {
-    settings.seconds = 0.01;
-    settings.rounds = 6;
-    settings.memory = 1 << 20;
-  }
-  ~Stand() { cores.release(0); }
-  Measured measured(const std::string& fields) {
-    return measure(shape_of(fields), backends, cores, team, settings, [](const auto&...) {});
-  }
-  Cores cores;
-  std::vector<std::unique_ptr<Participant>> backends;
-  Team team;
-  Settings settings;
-};
 
 TEST_CASE("A right device gets a number in every kind of shape, beside a host backend") {
   for (const std::string& kind : std::vector<std::string>{
@@ -49,9 +30,9 @@ TEST_CASE("A right device gets a number in every kind of shape, beside a host ba
            R"("set": "decode", "batch": 2, "cache": "paged", "order": "heads")",
            R"("set": "layer", "batch": 2, "d_model": 48)"}) {
     Stand stand({kDevice, kDevice + ",late=1", ATTEST_TEMPLATE});
-    for (const Series& series : stand.measured(kind + ", " + kSmall).series) {
+    for (const Series& series : stand.measured(fmt::format("{}, {}", kind, kSmall)).series) {
       INFO(kind << ": " << series.backend);
-      CHECK(series.wrong == "");
+      CHECK_THAT(series.wrong, IsEmpty());
       CHECK(series.rounds.size() == 6);
     }
   }
@@ -68,13 +49,13 @@ TEST_CASE("A wrong device gets no number, with the reason, and those beside it d
   for (const auto& [fault, finding] : faults) {
     for (const std::string late : {"1", "2"}) {
       INFO(fault << ", late=" << late);
-      Stand stand({kDevice + ",fault=" + fault + ",late=" + late, kDevice});
+      Stand stand({fmt::format("{},fault={},late={}", kDevice, fault, late), kDevice});
       const Measured result = stand.measured(kDecode);
       REQUIRE(result.series.size() == 4);
       for (size_t i = 0; i < 2; ++i) {
         CHECK_THAT(result.series[i].wrong, ContainsSubstring(finding));
         CHECK(result.series[i].rounds.empty());
-        CHECK(result.series[i + 2].wrong == "");
+        CHECK_THAT(result.series[i + 2].wrong, IsEmpty());
       }
     }
   }
@@ -84,7 +65,7 @@ TEST_CASE("A download that fails ends a device's turn, not the run") {
   Stand stand({kDevice + ",fault=download", ATTEST_TEMPLATE});
   for (int i = 0; i < 20; ++i) {
     const Measured result = stand.measured(kDecode);
-    CHECK(result.series.at(2).wrong == "");
+    CHECK_THAT(result.series.at(2).wrong, IsEmpty());
     if (result.series[0].wrong.empty()) continue;
     CHECK(result.series[0].wrong == "download failed: the device has fallen off the bus");
     return;
@@ -95,19 +76,19 @@ TEST_CASE("A download that fails ends a device's turn, not the run") {
 TEST_CASE("A device is measured beside its own ceilings, and a host nobody works on has none") {
   for (const std::string dtype : {"f32", "f16", "bf16"}) {
     Stand stand({kDevice, kDevice});
-    const Measured result = stand.measured(R"("dtype": ")" + dtype + R"(", )" + kDecode);
+    const Measured result = stand.measured(fmt::format(R"("dtype": "{}", {})", dtype, kDecode));
     CHECK(result.ceiling.read_cold == 0);
     CHECK(result.ceiling.multiply_add == 0);
     REQUIRE(result.devices.size() == 2);
     for (const auto& [label, limit] : result.devices) {
       INFO(dtype << ", " << label << ": " << limit.wrong);
-      CHECK(limit.wrong == "");
+      CHECK_THAT(limit.wrong, IsEmpty());
       CHECK_THAT(limit.how, ContainsSubstring("copies of") && ContainsSubstring("products of"));
       CHECK(limit.ceiling.read_cold > 0);
       CHECK(limit.ceiling.multiply_add > 0);
     }
     for (const Series& series : result.series) {
-      CHECK(series.wrong == "");
+      CHECK_THAT(series.wrong, IsEmpty());
       const bool cold = series.temperature == Temperature::cold;
       CHECK((bound_of(result, series).microseconds > 0) == cold);
     }
@@ -123,10 +104,10 @@ TEST_CASE("The CUDA backend's host side is measured beside its ceilings: a devic
   for (const std::string& kind : std::vector<std::string>{R"("set": "decode", "dtype": "bf16", "cache": "paged")",
                                                           R"("set": "prefill", "dtype": "f16")"}) {
     Stand stand({ATTEST_CUDA_ON_HOST});
-    const Measured result = stand.measured(kind + ", " + kSmall);
+    const Measured result = stand.measured(fmt::format("{}, {}", kind, kSmall));
     INFO(kind << ": " << result.devices.at("cuda_on_host").wrong);
     CHECK(result.devices.at("cuda_on_host").ceiling.multiply_add > 0);
-    for (const Series& series : result.series) CHECK(series.wrong == "");
+    for (const Series& series : result.series) CHECK_THAT(series.wrong, IsEmpty());
   }
 }
 #endif
@@ -148,7 +129,7 @@ TEST_CASE("A ceiling that is missing, wrong or broken is none, and the reason is
     CHECK(result.ceiling.read_cold > 0);
     REQUIRE(result.devices.size() == 1);
     CHECK_THAT(result.devices.begin()->second.wrong, ContainsSubstring(reason));
-    for (const Series& series : result.series) CHECK(series.wrong == "");
+    for (const Series& series : result.series) CHECK_THAT(series.wrong, IsEmpty());
     CHECK(bound_of(result, result.series.at(0)).microseconds == 0);
     CHECK(bound_of(result, result.series.at(2)).microseconds > 0);
     const Results read = parse_results(results_json({result}, {}), "test");
@@ -161,7 +142,7 @@ TEST_CASE("What does not fit into a device is not measured, and says so") {
   const Measured result = stand.measured(R"("set": "decode", "batch": 8, )" + kSmall);
   CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("there is not enough memory on the device") &&
                                             ContainsSubstring("cache.") && ContainsSubstring("out of memory"));
-  CHECK(result.series.at(2).wrong == "");
+  CHECK_THAT(result.series.at(2).wrong, IsEmpty());
 }
 
 TEST_CASE("A device that works when nobody looks at the clock gets no number") {
@@ -170,24 +151,24 @@ TEST_CASE("A device that works when nobody looks at the clock gets no number") {
   const Measured result =
       stand.measured(R"("set": "decode", "query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 512)");
   CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("its steps are not done when synchronize answers"));
-  CHECK(result.series.at(2).wrong == "");
+  CHECK_THAT(result.series.at(2).wrong, IsEmpty());
 }
 
 TEST_CASE("A last cache larger than any is bounded") {
   Stand stand({kDevice + ",fault=vast"});
   const Measured result = stand.measured(kDecode);
-  CHECK(result.series.at(0).wrong == "");
+  CHECK_THAT(result.series.at(0).wrong, IsEmpty());
   CHECK(result.copies_wanted > result.copies);
 }
 
 TEST_CASE("A device has its memory back after each shape") {
   // Room for the workload once, and for it and the ceilings once.
   for (const std::string memory : {"40", "2600"}) {
-    Stand stand({kDevice + ",memory=" + memory});
+    Stand stand({fmt::format("{},memory={}", kDevice, memory)});
     for (int i = 0; i < 3; ++i) {
       const Measured result = stand.measured(kDecode);
       INFO(memory << ", " << i);
-      CHECK(result.series.at(0).wrong == "");
+      CHECK_THAT(result.series.at(0).wrong, IsEmpty());
       CHECK(result.devices.at("detached").wrong.empty() == (memory != "40"));
     }
   }

@@ -5,39 +5,22 @@
 #include <fmt/format.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_container_properties.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstring>
 #include <map>
 #include <numeric>
 
 #include "bench/ceiling.h"
+#include "bench/measure_test_support.h"
 #include "bench/reference.h"
 
 namespace attest::bench {
 namespace {
 
-using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::ContainsSubstring, Catch::Matchers::IsEmpty;
 
-Shape shape_of(const std::string& fields) {
-  return shapes_from_json("{\"shapes\": [{" + fields + "}]}", "test").front();
-}
-Settings quick() {
-  Settings settings;
-  settings.seconds = 0.01;
-  settings.rounds = 6;
-  settings.memory = 64 << 20;
-  return settings;
-}
-Measured measured(const Shape& shape, const std::vector<std::string>& backends, const Settings& settings = quick()) {
-  const Cores cores;
-  auto opened = open_all(backends, cores);
-  Team team(cores);
-  const Measured result = measure(shape, opened, cores, team, settings, [](const auto&...) {});
-  cores.release(0);
-  return result;
-}
-
-const std::string kSmall = R"("query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 40)";
+const std::string kDecode = R"("set": "decode", )" + kSmall;
 
 TEST_CASE("A right backend gets a number in every kind of shape") {
   for (const std::string& kind : std::vector<std::string>{
@@ -50,11 +33,10 @@ TEST_CASE("A right backend gets a number in every kind of shape") {
            R"("set": "decode", "batch": 2, "cache": "paged", "order": "heads")",
            R"("set": "layer", "batch": 2, "d_model": 48)"}) {
     INFO(kind);
-    const Shape shape = shape_of(kind + ", " + kSmall);
-    const Measured result = measured(shape, {ATTEST_TEMPLATE});
-    REQUIRE(result.series.size() == (shape.is_decode() ? 2U : 1U));
+    const Measured result = Stand({ATTEST_TEMPLATE}).measured(fmt::format("{}, {}", kind, kSmall));
+    REQUIRE(result.series.size() == (result.shape.is_decode() ? 2U : 1U));
     for (const Series& series : result.series) {
-      CHECK(series.wrong == "");
+      CHECK_THAT(series.wrong, IsEmpty());
       CHECK(series.rounds.size() == 6);
       CHECK(summarise(series.samples()).n >= 6);
     }
@@ -65,20 +47,19 @@ TEST_CASE("A right backend gets a number in every kind of shape") {
 }
 
 TEST_CASE("A backend that does nothing gets no number, with the reason") {
-  const Measured result = measured(shape_of(R"("set": "decode", )" + kSmall), {ATTEST_NOOP, ATTEST_TEMPLATE});
+  const Measured result = Stand({ATTEST_NOOP, ATTEST_TEMPLATE}).measured(kDecode);
   REQUIRE(result.series.size() == 4);
   CHECK_THAT(result.series[0].wrong, ContainsSubstring("before the timed loop: cache.lengths[0] is 39, wanted 40"));
   CHECK(result.series[0].rounds.empty());
   CHECK(result.series[1].wrong == result.series[0].wrong);
-  CHECK(result.series[2].wrong == "");
+  CHECK_THAT(result.series[2].wrong, IsEmpty());
 }
 
 TEST_CASE("A backend that leaves out work once it was checked gets no number, neither cold nor hot") {
   const std::vector<std::pair<std::string, std::string>> tricks{
       {"repeat", "output[sequence"}, {"append_once", "cache.key[sequence"}, {"every_second", "was not written"}};
   for (const auto& [trick, finding] : tricks) {
-    const Measured result =
-        measured(shape_of(R"("set": "decode", )" + kSmall), {std::string(ATTEST_LAZY) + ",trick=" + trick});
+    const Measured result = Stand({fmt::format("{},trick={}", ATTEST_LAZY, trick)}).measured(kDecode);
     REQUIRE(result.series.size() == 2);
     for (const Series& series : result.series) {
       INFO(trick << ", " << name(series.temperature) << ": " << series.wrong);
@@ -90,17 +71,15 @@ TEST_CASE("A backend that leaves out work once it was checked gets no number, ne
 
 TEST_CASE("UNSUPPORTED is a refusal in a plan's first step, and a failure in any other") {
   const auto wrong_at = [](int step) {
-    Settings settings = quick();
-    settings.memory = 20000;  // One copy of the cache: two steps before the rounds.
-    const Measured result =
-        measured(shape_of(R"("set": "decode", )" + kSmall),
-                 {fmt::format("{},trick=refuse,at={}", ATTEST_LAZY, step), ATTEST_TEMPLATE}, settings);
+    Stand stand({fmt::format("{},trick=refuse,at={}", ATTEST_LAZY, step), ATTEST_TEMPLATE});
+    stand.settings.memory = 20000;  // One copy of the cache: two steps before the rounds.
+    const Measured result = stand.measured(kDecode);
     REQUIRE(result.copies == 1);
     REQUIRE(result.series.size() == 4);
     CHECK(result.series[1].wrong == result.series[0].wrong);
     CHECK(result.series[0].rounds.empty());
     CHECK(result.series[1].rounds.empty());
-    CHECK(result.series[2].wrong == "");
+    CHECK_THAT(result.series[2].wrong, IsEmpty());
     return result.series[0].wrong;
   };
   CHECK(wrong_at(1) == "unsupported: this step is not to its taste");
@@ -109,13 +88,10 @@ TEST_CASE("UNSUPPORTED is a refusal in a plan's first step, and a failure in any
 }
 
 TEST_CASE("Each turn is announced with whose it is") {
-  const Cores cores;
-  auto opened = open_all({ATTEST_TEMPLATE}, cores);
-  Team team(cores);
   std::map<std::string, int> words;
-  measure(shape_of(R"("set": "decode", )" + kSmall), opened, cores, team, quick(),
-          [&](const std::string& what, const std::string& who) { ++words[who.empty() ? what : who]; });
-  cores.release(0);
+  Stand stand({ATTEST_TEMPLATE});
+  stand.progress = [&](const std::string& what, const std::string& who) { ++words[who.empty() ? what : who]; };
+  stand.measured(kDecode);
   CHECK(words["validating template"] == 1);
   CHECK(words["template cold"] == 6);
   CHECK(words["template hot"] == 6);
@@ -124,16 +100,16 @@ TEST_CASE("Each turn is announced with whose it is") {
 }
 
 TEST_CASE("The same backend twice has two labels") {
-  const Measured result = measured(shape_of(R"("set": "prefill", )" + kSmall), {ATTEST_TEMPLATE, ATTEST_TEMPLATE});
+  const Measured result = Stand({ATTEST_TEMPLATE, ATTEST_TEMPLATE}).measured(R"("set": "prefill", )" + kSmall);
   CHECK(result.series[0].backend == "template");
   CHECK(result.series[1].backend == "template#2");
   CHECK(result.series[0].rounds.size() == result.series[1].rounds.size());
 }
 
 TEST_CASE("A cache that does not fit is not measured, and says so") {
-  Settings settings = quick();
-  settings.memory = 100;
-  const Measured result = measured(shape_of(R"("set": "decode", )" + kSmall), {ATTEST_TEMPLATE}, settings);
+  Stand stand({ATTEST_TEMPLATE});
+  stand.settings.memory = 100;
+  const Measured result = stand.measured(kDecode);
   CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("a cache takes"));
 }
 

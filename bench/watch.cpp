@@ -114,15 +114,15 @@ void on_exit() {
 // In the program itself, so that a backend's call comes here and not to the C library. Who calls the system past both
 // gets through.
 extern "C" {
-[[noreturn]] void _exit(int code) {  // NOLINT(bugprone-reserved-identifier)
+void _exit(int status) {  // NOLINT(bugprone-reserved-identifier)
   if (alive.load() && ::getpid() == owner.load()) {
     tell("_exit() was called");
-    code = 1;
+    status = 1;
   }
-  while (true) ::syscall(SYS_exit_group, code);
+  while (true) ::syscall(SYS_exit_group, status);
 }
-[[noreturn]] void _Exit(int code) {  // NOLINT(bugprone-reserved-identifier)
-  ::_exit(code);
+void _Exit(int status) {  // NOLINT(bugprone-reserved-identifier)
+  ::_exit(status);
 }
 }
 

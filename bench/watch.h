@@ -29,8 +29,8 @@ class Watch {
   void now(const std::string& what);
   /// None does.
   void idle();
-  /// What the messages say is kept.
-  static void kept(const std::filesystem::path& results);
+  /// Where the results are kept, which the messages say.
+  static void kept(const std::filesystem::path& path);
   [[nodiscard]] static bool stopped();
 
  private:

@@ -230,7 +230,7 @@ void Workload::note_reads(Copy& copy) const {
       }
     }
   }
-  for (const auto& weight : weights_) copy.reads.push_back(weight->bytes());
+  for (const auto& weight : weights_) copy.reads.emplace_back(weight->bytes());
 }
 
 void Workload::rewind(size_t copy) {

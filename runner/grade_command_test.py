@@ -35,6 +35,14 @@ def attest(*arguments):
     return subprocess.run([str(word) for word in (ATTEST, *arguments)], capture_output=True, text=True, check=False)
 
 
+def nothing_left():
+    """Of all runs so far, in their temporary folder; what was killed has a minute to go."""
+    deadline = time.monotonic() + 60
+    while os.listdir(os.environ["TMPDIR"]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not os.listdir(os.environ["TMPDIR"])
+
+
 def refused(part, *arguments):
     run = attest("grade", *arguments)
     check(run.returncode == 2, f"{arguments}: exit code {run.returncode}, wanted 2")
@@ -163,6 +171,22 @@ def classes(scratch, pack):
           f"another PyTorch: {moved.stdout}{moved.stderr}")
 
 
+def killed(pack):
+    """By Ctrl-C, which all of a terminal's processes hear, and by a signal that nobody can."""
+    for number, kill in {signal.SIGINT: os.killpg, signal.SIGKILL: os.kill}.items():
+        with subprocess.Popen([str(word) for word in (ATTEST, "grade", CHALLENGE / "solution.py", "--pack", pack)],
+                              stdout=subprocess.DEVNULL, start_new_session=True,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as run:
+            staged = pathlib.Path(os.environ["TMPDIR"]).glob
+            deadline = time.monotonic() + 120
+            while run.poll() is None and time.monotonic() < deadline and not list(staged("*/kv_attention.py")):
+                time.sleep(0.001)
+            check(list(staged("*/kv_attention.py")), f"{number.name}: there was no copy of the submission")
+            kill(run.pid, number)
+        check(run.returncode == -number, f"{number.name}: exit code {run.returncode}")
+        check(nothing_left(), f"{number.name}: the temporary folder stays behind")
+
+
 def odd_entries(scratch, pack):
     """No entry of a class stops it or vanishes; what is for graders is theirs. Nothing here comes to be run."""
     folder = scratch / "odd"
@@ -200,7 +224,6 @@ def main():
     template = pathlib.Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(prefix="attest-grade-") as folder:
         scratch = pathlib.Path(folder)
-        # What a killed run had in its temporary folder stays behind.
         (scratch / "tmp").mkdir()
         os.environ["TMPDIR"] = str(scratch / "tmp")
         (scratch / "secret").write_bytes(os.urandom(32))
@@ -216,7 +239,9 @@ def main():
         wrong_arguments(scratch, pack)
         formats(scratch, pack, template)
         odd_entries(scratch, pack)
+        killed(pack)
         classes(scratch, pack)
+        check(nothing_left(), "a temporary folder stays behind")
     print("grade_command_test: " + (f"{failures} failures" if failures else "passed"))
     return 1 if failures else 0
 

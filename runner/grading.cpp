@@ -23,6 +23,7 @@
 #include "runner/markup.h"
 #include "runner/places.h"
 #include "runner/playing.h"
+#include "runner/temporary_folder.h"
 #include "runner/unique_fd.h"
 
 namespace attest {
@@ -67,26 +68,6 @@ Status status_of(const WorkerFailure& failure) {
 std::string words(std::string_view text) {
   return shortened(printable(text), kWords);
 }
-
-/// A folder that only this process's user can look into, gone at the end.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (fs::temp_directory_path() / "attest-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw Error::at(pattern, "cannot be made: {}", std::strerror(errno));
-    path_ = pattern;
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  [[nodiscard]] const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 bool same_rows(const PackCase& one, const std::vector<StepOutcome>& first, const std::vector<StepOutcome>& again,
                const Timeline& timeline, std::vector<Finding>& findings) {
@@ -494,7 +475,7 @@ class Grading::Session {
   const SubmissionFile& file_;
   GradeRun& run_;
   Clock::time_point start_;
-  Folder folder_;
+  TemporaryFolder folder_;
   std::optional<Executor> executor_;
   std::vector<Part> parts_;
   Status refused_ = Status::error;

@@ -97,7 +97,7 @@ class Cuda {
       std::int64_t shape[] = {n, n}, strides[] = {n, 1};
       const DLTensor weight{const_cast<void*>(b), {device_type, 0}, 2, dtype, shape, strides, 0};
       product_.reset();
-      product_.reset(new Product{b, dtype.code, dtype.bits, Linear(weight, nullptr)});
+      product_ = std::make_unique<Product>(Product{b, dtype.code, dtype.bits, Linear(weight, nullptr)});
     }
     product_->linear.apply(static_cast<const std::byte*>(a), static_cast<std::byte*>(c), n, nullptr);
   }

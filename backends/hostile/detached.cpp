@@ -130,7 +130,7 @@ class Detached : public Template {
       if (!detached_.late_) return work(step);
       // The step itself is gone when it is done; its tensors are not.
       const attest_cache cache = step.cache != nullptr ? *step.cache : attest_cache{};
-      detached_.work_.push_back([this, later = step, cache]() mutable {
+      detached_.work_.emplace_back([this, later = step, cache]() mutable {
         if (later.cache != nullptr) later.cache = &cache;
         work(later);
       });

@@ -20,8 +20,9 @@ using abi::Storage;
 
 constexpr std::int64_t stride = 3;
 
+/// Of a format with one byte or two.
 std::uint32_t codes_of(Storage storage) {
-  return 1u << (8 * abi::bytes_of(storage));
+  return abi::bytes_of(storage) == 1 ? 1u << 8 : 1u << 16;
 }
 
 float number_of(Storage storage, std::uint32_t code) {

@@ -128,6 +128,7 @@ void Projection::multiply_few(const float* x, float* y, std::int64_t rows) {
   const std::int64_t block = std::max<std::int64_t>(1, most / kernel_rows) * kernel_rows;
   const std::int64_t blocks = (out_ + block - 1) / block;
   const int threads = threads_for(rows * in_ * out_, threads_);
+  // NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): the schedule reads it
   const std::int64_t in_a_row = std::clamp<std::int64_t>(blocks / (8 * threads), 1, 16);
 #pragma omp parallel for schedule(dynamic, in_a_row) num_threads(threads) if (threads > 1)
   for (std::int64_t n = 0; n < blocks; ++n) {

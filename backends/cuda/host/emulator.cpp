@@ -369,10 +369,11 @@ void finish(Warpgroup& own) {
         std::find_if(own.held.begin(), own.held.end(), [&](const Held& each) { return each.sums == p.sums; });
     for (int t = 0; t < warpgroup; ++t) {
       for (int i = 0; i < 32; ++i) {
-        const auto row = static_cast<std::size_t>(t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8);
-        const auto column = static_cast<std::size_t>(i / 4 * 8 + t % 4 * 2 + i % 2);
+        const int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
+        const auto& left = p.left[static_cast<std::size_t>(row)];
+        const auto& right = p.right[static_cast<std::size_t>(column)];
         float& sum = held->values[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)];
-        for (std::size_t k = 0; k < 16; ++k) sum += p.left[row][k] * p.right[column][k];
+        for (std::size_t k = 0; k < 16; ++k) sum += left[k] * right[k];
       }
     }
   }

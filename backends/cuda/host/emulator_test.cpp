@@ -2,13 +2,13 @@
 // The emulation against the PTX ISA's own words, and against what a kernel must not do.
 #include "emulator.h"
 
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <csignal>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -41,7 +41,8 @@ TEST_CASE("every thread of every block runs once, in its place") {
   emulator::launch({2, 3, 4}, 64, 16, Order::forward, [&](std::byte*) {
     const BlockIndex at = block_index();
     CHECK(grid_width() == 2);
-    ++seen[static_cast<std::size_t>(((at.z * 3 + at.y) * 2 + at.x) * 64 + thread_index())];
+    const int place = ((at.z * 3 + at.y) * 2 + at.x) * 64 + thread_index();
+    ++seen[static_cast<std::size_t>(place)];
   });
   for (const int times : seen) CHECK(times == 1);
 }
@@ -141,7 +142,8 @@ TEST_CASE("matrices that are loaded and multiplied as fragments give the product
       multiply_add<Half>(sum, left, right[0], right[1]);
       multiply_add<Half>(other, left, right[2], right[3]);
       for (int i = 0; i < 4; ++i) {
-        product[static_cast<std::size_t>((lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2)] = sum[i];
+        const int place = (lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2;
+        product[static_cast<std::size_t>(place)] = sum[i];
         CHECK(other[i] == 0);
       }
     });
@@ -201,8 +203,8 @@ TEST_CASE("products of warpgroups, from shared memory and from registers") {
       CHECK(std::isnan(sum[7]));  // It is not done before the wait.
       warpgroup_wait();
       for (int i = 0; i < 32; ++i) {
-        const int r = row + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2;
-        product[static_cast<std::size_t>(r * 64 + n)] = sum[i];
+        const int r = row + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2, place = r * 64 + n;
+        product[static_cast<std::size_t>(place)] = sum[i];
       }
     });
     for (int r = 0; r < 128; ++r) {
