@@ -3,11 +3,11 @@
 
 ggml has no package of its own: the libraries are those that pywhispercpp's wheel brings along, built for AVX2. A step
 is one graph: the new tokens are copied into the caches, which are views of the step's memory, and then attended to.
-Sequences of different lengths take one operator each. As many threads as cores. bf16 queries and outputs are copied to
-and from f32, which is what the operator takes; its caches stay as they are.
+Sequences of different lengths take one operator each. As many threads as cores. Queries and outputs of 16 bits are
+copied to and from f32, which is what the operator takes; its caches stay as they are.
 
-f16 is refused: the operator sums values of f16 in f16, and over 2048 keys its outputs are a percent off, beyond what is
-allowed (spec/tolerance.md), so that no shape of use would get a number.
+Steps in f16 with fewer than 64 queries a sequence are refused: there the operator sums values of f16 in f16, and over
+2048 keys its outputs are a percent off, beyond what is allowed (spec/tolerance.md). With more it widens them first.
 """
 import ctypes
 import importlib.metadata
@@ -21,8 +21,9 @@ import steps
 
 OPTIONS = ()
 F32, F16, BF16 = 0, 1, 30  # enum ggml_type
-TYPES = {"f32": (F32, 4), "bf16": (BF16, 2)}
+TYPES = {"f32": (F32, 4), "f16": (F16, 2), "bf16": (BF16, 2)}
 ALIGNMENT = 32  # of all memory that ggml is given
+TILED = 64  # queries from which ggml works in tiles, in f32
 
 
 class InitParams(ctypes.Structure):
@@ -50,12 +51,13 @@ class Library:
         "ggml_backend_tensor_alloc": (c_int, c_void_p, c_void_p, c_void_p),
         "ggml_backend_graph_compute": (c_int, c_void_p, c_void_p),
         "ggml_backend_cpu_init": (c_void_p,),
+        "ggml_backend_free": (None, c_void_p),
         "ggml_backend_cpu_set_n_threads": (None, c_void_p, c_int),
     }
 
     def __init__(self):
         files = {}
-        for file in importlib.metadata.files("pywhispercpp"):
+        for file in importlib.metadata.files("pywhispercpp") or ():
             for name in ("ggml-base", "ggml-cpu"):
                 if file.parent.name == "pywhispercpp.libs" and file.name.startswith(f"lib{name}-"):
                     files[name] = str(file.locate())
@@ -163,12 +165,12 @@ class Tensor:
 
 class Plan:
     def __init__(self, problem, context):
-        if problem.dtype not in TYPES:
-            raise NotImplementedError("ggml sums values of f16 in f16, which is coarser than allowed")
         self.problem, self.context = problem, context
 
     def bind(self, step):
         problem, ggml = self.problem, self.context.ggml
+        if problem.dtype == "f16" and any(0 < queries < TILED for queries in step.queries):
+            raise NotImplementedError(f"with fewer than {TILED} queries ggml sums values of f16 in f16: too coarse")
         sequences = [None] if not problem.packed and steps.same_everywhere(step) else range(problem.batch)
         graph = Graph(ggml, 16 + 24 * len(sequences))  # more than it can have
         tensors = {}
@@ -235,7 +237,13 @@ class Context:
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # it would start a debugger
         self.ggml = Library()
         self.backend = self.ggml.backend_cpu_init()
+        if not self.backend:
+            raise MemoryError("ggml_backend_cpu_init")
         self.ggml.backend_cpu_set_n_threads(self.backend, threads)
+
+    def __del__(self):
+        if getattr(self, "backend", None):
+            self.ggml.backend_free(self.backend)
 
     def plan(self, problem):
         return Plan(problem, self)

@@ -42,8 +42,8 @@ void barrier();
 /// Calls `work` once all 32 lanes of the warp are here, with what each of them brought.
 void collective(void* mine, void (*work)(void* const* lanes));
 
-/// 16 bytes, null: zeros. They arrive at the wait that ends them, but what they overwrite is gone at once: a GPU says of
-/// neither when. Until then `to` holds NaNs.
+/// 16 bytes, null: zeros. They arrive at the wait that ends them, but what they overwrite is gone at once: a GPU says
+/// of neither when. Until then `to` holds ones: NaNs, and -1 in int8.
 void copy_later(void* to, const void* from);
 void copy_commit();
 void copy_wait(int pending);
