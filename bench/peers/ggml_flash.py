@@ -10,7 +10,6 @@ Steps in f16 with fewer than 64 queries a sequence are refused: there the operat
 2048 keys its outputs are a percent off, beyond what is allowed (spec/tolerance.md). With more it widens them first.
 """
 import ctypes
-import importlib.metadata
 import itertools
 import operator
 import os
@@ -18,6 +17,7 @@ from ctypes import c_bool, c_char, c_float, c_int, c_int64, c_size_t, c_void_p
 
 import numpy as np
 import steps
+import wheel
 
 OPTIONS = ()
 F32, F16, BF16 = 0, 1, 30  # enum ggml_type
@@ -56,14 +56,7 @@ class Library:
     }
 
     def __init__(self):
-        files = {}
-        for file in importlib.metadata.files("pywhispercpp") or ():
-            for name in ("ggml-base", "ggml-cpu"):
-                if file.parent.name == "pywhispercpp.libs" and file.name.startswith(f"lib{name}-"):
-                    files[name] = str(file.locate())
-        if len(files) != 2:
-            raise RuntimeError("pywhispercpp has no libggml-base and libggml-cpu")
-        loaded = [ctypes.CDLL(files[name]) for name in sorted(files)]
+        loaded = [ctypes.CDLL(wheel.library("pywhispercpp", name)[0]) for name in ("ggml-base", "ggml-cpu")]
         for name, (answer, *arguments) in self.FUNCTIONS.items():
             function = next((getattr(library, name) for library in loaded if hasattr(library, name)), None)
             if function is None:

@@ -36,6 +36,7 @@ cat >right.json <<JSON
             {"set": "decode", $heads, "context": 40, "batch": 3, "order": "heads"},
             {"set": "mixed", $heads, "context": 40, "batch": 3, "chunk": 7},
             {"set": "prefill", $heads, "context": 300, "chunk": 270},
+            {"set": "prefill", $heads, "context": 70, "dtype": "f16"},
             {"set": "prefill", $heads, "context": 24, "dtype": "f16"}]}
 JSON
 cat >refused.json <<JSON
@@ -77,6 +78,10 @@ for other in "${others[@]}"; do
   ends 0 "${refuses[$name]}" --backend "$other" "${quick[@]}" --shapes "${shapes[@]}"
   if ! grep -E '_heads$' -A 2 out.txt | grep -F ' cold' | grep -qvF 'no number'; then
     echo "FAILED: $name: no number where heads come first"
+    failures=$((failures + 1))
+  fi
+  if [[ $name == ggml ]] && ! grep -E 'c70_f16$' -A 2 out.txt | grep -F ' cold' | grep -qvF 'no number'; then
+    echo 'FAILED: ggml: no number for f16 in tiles'
     failures=$((failures + 1))
   fi
   if grep -F 'no number' out.txt | grep -vF 'no number: unsupported: '; then failures=$((failures + 1)); fi
