@@ -152,13 +152,8 @@ class Sandbox::Cage : public Confinement {
     static std::atomic<int64_t> serial{0};
     if (has("uid") && ::geteuid() == 0) uid_ = fresh_uid(++serial).value_or(0);
     for (const fs::path& path : policy.read_only) admit(path);
-    for (const auto& [path, to] : inside_) {
-      // Without bubblewrap there are no copies.
-      if (const auto closed = closed_at(path); uid_ != 0 && !has("bubblewrap") && closed) {
-        lost("uid", closed_text(*closed));
-        uid_ = 0;
-      }
-    }
+    for (const auto& [path, to] : inside_) keep_reachable(path);
+    for (const fs::path& path : directories_) keep_reachable(path);
     if (has("cgroup") || has("freezer")) {
       group_ = ControlGroup::make({.memory_bytes = policy.memory_bytes,
                                    .processes = grouped.value_or(policy.processes + 2),
@@ -211,7 +206,9 @@ class Sandbox::Cage : public Confinement {
   const Json& told();
 
  private:
+  void copy(const fs::path& from, const fs::path& to);
   void admit(const fs::path& path);
+  void keep_reachable(const fs::path& path);
   void lost(std::string_view name, const std::string& why);
   void provide_program(std::string& program);
 
@@ -229,11 +226,31 @@ class Sandbox::Cage : public Confinement {
   bool wrapped_ = false;
 };
 
+/// Without bubblewrap there are no copies: a user of the worker's own would not get at what others may not.
+void Sandbox::Cage::keep_reachable(const fs::path& path) {
+  if (uid_ == 0 || has("bubblewrap")) return;
+  auto closed = closed_at(fs::absolute(path).lexically_normal());
+  std::error_code missing;
+  const fs::path real = fs::canonical(path, missing);  // of a link, the way to what it leads to as well
+  if (!closed && !missing) closed = closed_at(real);
+  if (!closed) return;
+  lost("uid", closed_text(*closed));
+  uid_ = 0;
+}
+
 void Sandbox::Cage::lost(std::string_view name, const std::string& why) {
   for (SandboxLayer& layer : layers_) {
     if (layer.name == name) layer = {layer.name, false, why};
   }
   if (!policy_.insecure) throw Error::at("sandbox", "no {}: {}", name, why);
+}
+
+/// The worker finds a copy of a regular file in a place of its own.
+void Sandbox::Cage::copy(const fs::path& from, const fs::path& to) {
+  struct stat found {};
+  if (::lstat(from.c_str(), &found) != 0) return;
+  plan_.copies.push_back({from.string(), "", to.string(), (found.st_mode & S_IXUSR) != 0, false});
+  plan_.file_bytes = std::max<int64_t>(plan_.file_bytes, found.st_size);
 }
 
 void Sandbox::Cage::admit(const fs::path& path) {
@@ -250,14 +267,10 @@ void Sandbox::Cage::admit(const fs::path& path) {
   };
   fs::path to = fs::path(kInside) / whole.filename();
   for (int number = 2; taken(to); ++number) to = fs::path(kInside) / std::to_string(number) / whole.filename();
-  const auto copy = [&](const fs::path& from, const fs::path& place, const struct stat& found) {
-    inside_.emplace(from, place);
-    plan_.copies.push_back({from.string(), "", place.string(), (found.st_mode & S_IXUSR) != 0, false});
-    plan_.file_bytes = std::max<int64_t>(plan_.file_bytes, found.st_size);
-  };
 
   if (S_ISREG(status.st_mode)) {
-    copy(whole, to, status);
+    inside_.emplace(whole, to);
+    copy(whole, to);
   } else if (!S_ISDIR(status.st_mode)) {
     throw Error::at(path.string(), "is neither a regular file nor a directory");
   } else if (!whole.has_filename()) {
@@ -270,7 +283,8 @@ void Sandbox::Cage::admit(const fs::path& path) {
   } else if (const auto files = few_files(whole)) {
     inside_.emplace(whole, to);
     for (const fs::path& file : *files) {
-      if (::lstat((whole / file).c_str(), &status) == 0) copy(whole / file, to / file, status);
+      inside_.emplace(whole / file, to / file);
+      copy(whole / file, to / file);
     }
   } else {
     const auto closed = uid_ != 0 && has("bubblewrap") ? closed_at(whole) : std::nullopt;
@@ -298,8 +312,14 @@ void Sandbox::Cage::provide_program(std::string& program) {
       at = (at.parent_path() / fs::read_symlink(at)).lexically_normal();
       if (!places.insert(at).second) break;
     }
+    const bool closed = uid_ != 0 && closed_at(real);
     for (const fs::path& place : places) {
-      if (!shown(place)) plan_.mounts.push_back({real.string(), place.string(), false, false});
+      if (shown(place)) continue;
+      if (closed) {
+        copy(real, place);
+      } else {
+        plan_.mounts.push_back({real.string(), place.string(), false, false});
+      }
     }
     return;
   }
@@ -317,6 +337,7 @@ void Sandbox::Cage::provide_program(std::string& program) {
 std::vector<std::string> Sandbox::Cage::arguments(std::vector<std::string> command) {
   if (command.empty()) throw std::logic_error("Sandbox::wrap: no command");
   if (std::exchange(wrapped_, true)) throw std::logic_error("Sandbox::wrap: called twice; one worker a sandbox");
+  keep_reachable(command[0]);
   plan_.parent = ::getpid();
   plan_.status = fmt::format("/proc/{}/fd/{}", ::getpid(), status_.write.get());
   for (const fs::path& directory : group_.directories()) plan_.groups.push_back(directory.string());
@@ -448,6 +469,10 @@ std::vector<SandboxLayer> Sandbox::probe() {
             std::this_thread::sleep_for(1ms);
           }
         };
+        for (const SandboxLayer& layer : cage->layers()) {
+          if (!layer.active) missing.emplace(layer.name, layer.why);
+        }
+        limits.by_user = limits.by_user && cage->has("uid");
         trial = try_out(worker, thaw, limits);
       } catch (const Error& error) {
         trial.failed = error.what();

@@ -2,8 +2,8 @@
 // Confines a worker that runs code nobody has read: a submission. One Sandbox a worker process.
 //
 //   SandboxPolicy policy;
-//   policy.read_only = {worker_py, submission};                // files and directories that it may see, besides
-//   /usr/lib Sandbox box(policy);                                       // throws Error: "sandbox: no seccomp: ..."
+//   policy.read_only = {worker_py, submission};                // files and directories to see, besides /usr/lib
+//   Sandbox box(policy);                                       // throws Error: "sandbox: no seccomp: ..."
 //   Worker worker(box.wrap({"/usr/bin/python3", "-I", "-B", worker_py.string()}));
 //   worker.open(box.inside(submission).string(), {}, 10s);     // where the submission lies in there
 //

@@ -412,6 +412,38 @@ TEST_CASE("a program in a directory that is shown may be a link to a link, as in
   CHECK(reply->at("result") == "shown");
 }
 
+TEST_CASE("a program below a closed directory runs, with and without bubblewrap, by its name and by a link") {
+  need_all_layers();
+  if (::geteuid() != 0) SKIP("only root can");
+  const Folder folder;
+  fs::create_directories(folder.path / "closed");
+  fs::create_directories(folder.path / "venv");
+  for (int i = 0; i < 300; ++i) folder.file("venv/big" + std::to_string(i), "shown");  // More than would be copied.
+  const fs::path program = folder.path / "closed/program", link = folder.path / "venv/program";
+  fs::copy_file(ATTEST_PRISONER, program);
+  fs::create_symlink(program, link);
+  fs::permissions(folder.path / "closed", fs::perms::owner_all);
+
+  const auto name = GENERATE_REF(program, link);
+  CAPTURE(name);
+  const auto runs = [&](SandboxPolicy policy) {
+    policy.read_only = {folder.path / "venv"};
+    Sandbox sandbox(policy);
+    Worker worker(sandbox.wrap({name.string()}));
+    const auto reply = worker.call(Json{{"op", "nothing"}}, std::nullopt, kLimit);
+    if (!reply) FAIL(reply.error().text << "; " << worker.output());
+    CHECK(reply->at("result") == 0);
+    return sandbox.layers();
+  };
+  for (const SandboxLayer& layer : runs({})) CHECK(layer.active);
+  // Nothing is copied there: the worker stays the user who may go through, and the layers say so.
+  for (const SandboxLayer& layer : runs(without({"bubblewrap", "network"}))) {
+    if (layer.name != "uid") continue;
+    CHECK_FALSE(layer.active);
+    CHECK(layer.why == (folder.path / "closed").string() + " is closed to other users");
+  }
+}
+
 TEST_CASE("a small directory is copied, without its surroundings") {
   need_all_layers();
   const Folder folder;
