@@ -98,7 +98,7 @@ StepPlan::StepPlan(const Settings& settings, const attest_problem& problem)
                            std::to_string(most_key_channels) + " and " + std::to_string(most_value_channels));
   }
   // Refuses now what would not fit later.
-  layout_of(engine_for(heads(), 1, settings.machine), heads(), settings.machine);
+  layout_of(engine_for(heads(), 1, false, settings.machine), heads(), settings.machine);
   if (problem.level == ATTEST_LEVEL_LAYER) {
     q_.emplace(*problem.q_weight, problem.q_bias);
     k_.emplace(*problem.k_weight, problem.k_bias);
@@ -350,9 +350,6 @@ void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& quer
   const attest_problem& p = problem_;
   const std::int64_t group = p.query_heads / p.kv_heads, rows = s.queries * group;
   if (rows == 0) return;
-  const EngineFacts engine = engine_for(heads(), rows, settings_.machine);
-  const std::int64_t tiles = (rows + engine.tile_rows - 1) / engine.tile_rows;
-
   AttendArguments a{};
   a.query = query;
   a.key = key;
@@ -360,18 +357,6 @@ void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& quer
   a.slots = s.slots;
   a.visibility = visibility_;
   a.group = static_cast<std::int32_t>(group);
-  a.layout = layout_of(engine, heads(), settings_.machine);
-  // A window of a tile of queries shows no more than this.
-  std::int64_t keys = s.keys;
-  const bool from_start = visibility_.left < 0;
-  if (!from_start && (p.causal != ATTEST_CAUSAL_NONE || visibility_.right >= 0)) {
-    const std::int64_t ahead = p.causal != ATTEST_CAUSAL_NONE ? 0 : visibility_.right;
-    keys = std::min(keys, visibility_.left + ahead + 1 + engine.tile_rows / group + 1);
-  }
-  const Splits splits = splits_for(tiles * p.kv_heads * p.batch, tiles == 1, keys, from_start, a.layout.keys,
-                                   settings_.split_keys, settings_.machine);
-  a.splits = splits.count;
-  a.split_keys = splits.keys;
   a.scale = static_cast<float>(p.scale != 0 ? p.scale : 1 / std::sqrt(static_cast<double>(p.qk_head_dim)));
   a.softcap = static_cast<float>(p.softcap);
   a.slopes = p.alibi == ATTEST_ALIBI_SLOPES ? vector<const float>(p.alibi_slopes) : slopes_.data();
@@ -385,6 +370,25 @@ void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& quer
     a.mask_boolean = p.mask == ATTEST_MASK_BOOLEAN ? 1 : 0;
     a.mask_storage = dtype_;
   }
+  const auto vectors = [&](const Tokens& t, std::int64_t width) {
+    return t.storage == dtype_ && in_vectors(t.data, {t.sequence, t.token, t.head}, t.channel, width, dtype_) ? 1 : 0;
+  };
+  a.query_vectors = vectors(query, p.qk_head_dim);
+  a.output_vectors = vectors(output, p.v_head_dim);
+  const EngineFacts engine = engine_for(heads(), rows, usual_prefill(a), settings_.machine);
+  a.layout = layout_of(engine, heads(), settings_.machine);
+  const std::int64_t tiles = (rows + engine.tile_rows - 1) / engine.tile_rows;
+  // A window of a tile of queries shows no more than this.
+  std::int64_t keys = s.keys;
+  const bool from_start = visibility_.left < 0;
+  if (!from_start && (p.causal != ATTEST_CAUSAL_NONE || visibility_.right >= 0)) {
+    const std::int64_t ahead = p.causal != ATTEST_CAUSAL_NONE ? 0 : visibility_.right;
+    keys = std::min(keys, visibility_.left + ahead + 1 + engine.tile_rows / group + 1);
+  }
+  const Splits splits = splits_for(tiles * p.kv_heads * p.batch, tiles == 1, keys, from_start, a.layout.keys,
+                                   settings_.split_keys, settings_.machine);
+  a.splits = splits.count;
+  a.split_keys = splits.keys;
   Results& r = a.results;
   r.output = output;
   if (step.lse != nullptr) {

@@ -26,38 +26,39 @@ class Room {
 };
 
 /// Products of warpgroups read lines of 64 channels in groups of 8 rows: 1024 bytes, at multiples of that.
-AttendLayout prefill_layout(const Heads& heads) {
+AttendLayout prefill_layout(const Heads& heads, int keys) {
   constexpr int line = 128;
-  const auto lines = [](int channels) { return (channels + 63) / 64; };
-  const int value_lines = prefill_lines(heads.value_channels), stages = prefill_stages(value_lines);
+  const int key_lines = lines_of(heads.key_channels),
+            value_lines = prefill_lines(heads.key_channels, heads.value_channels);
   Room room(1024);
   AttendLayout l{};
-  l.keys = prefill_keys;
-  l.query = room.place(lines(heads.key_channels) * prefill_rows * line);
-  l.value = lines(heads.key_channels) * prefill_keys * line;
-  l.stage_bytes = l.value + value_lines * prefill_keys * line;
-  l.stage = room.place(stages * l.stage_bytes);
-  l.source = room.place(stages * tile_source_bytes);
+  l.keys = keys;
+  l.query = room.place(key_lines * prefill_rows * line);
+  l.value = key_lines * l.keys * line;
+  l.stage_bytes = l.value + value_lines * l.keys * line;
+  l.stage = room.place(prefill_stages * l.stage_bytes);
+  l.source = room.place(prefill_sources * 2 * l.keys * static_cast<int>(sizeof(const std::byte*)));
   l.bytes = room.end();
   return l;
 }
 
 }  // namespace
 
-EngineFacts engine_for(const Heads& heads, std::int64_t rows, const Machine& machine) {
+EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const Machine& machine) {
   if (heads.dtype == Storage::f32) return {16, 2, 4, 4, 32};
   constexpr int most_channels = 64 * most_prefill_lines;
   const bool warpgroups = machine.warpgroup_rows > 0 && rows >= machine.warpgroup_rows && heads.cache == heads.dtype &&
                           heads.key_channels <= most_channels && heads.value_channels <= most_channels;
-  if (warpgroups && static_cast<std::size_t>(prefill_layout(heads).bytes) <= machine.shared_bytes) {
-    return {prefill_rows, prefill_stages(prefill_lines(heads.value_channels)), 16, 2, prefill_keys};
+  const int keys = prefill_keys(prefill_lines(heads.key_channels, heads.value_channels), usual);
+  if (warpgroups && static_cast<std::size_t>(prefill_layout(heads, keys).bytes) <= machine.shared_bytes) {
+    return {prefill_rows, prefill_stages, 16, 2, keys};
   }
   const bool tall = rows > 16 && heads.value_channels <= 128;
   return {tall ? 64 : 16, 3, 16, 2, 64};
 }
 
 AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine) {
-  if (engine.tile_rows == prefill_rows) return prefill_layout(heads);
+  if (engine.tile_rows == prefill_rows) return prefill_layout(heads, engine.most_keys);
   const auto [dtype, cache, key_channels, value_channels] = heads;
   const bool coded = cache != dtype;
   const int raw_bytes = element_bytes(cache), number = engine.number_bytes;

@@ -24,8 +24,8 @@ struct Heads {
   int key_channels, value_channels;
 };
 
-/// The engine for `rows`: those of the longest sequence's queries and a group's heads.
-EngineFacts engine_for(const Heads& heads, std::int64_t rows, const Machine& machine);
+/// The engine for `rows`: those of the longest sequence's queries and a group's heads. `usual`: usual_prefill.
+EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const Machine& machine);
 
 /// Throws abi::Unsupported if it does not fit into the machine's shared memory.
 AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine);

@@ -3,6 +3,7 @@
 
 #include <attest/backend.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cstdint>
 #include <vector>
 
@@ -19,7 +20,7 @@ TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no
         for (const int values : {1, 10, 64, 128, 129, 512}) {
           for (const std::int64_t rows : {1, 17}) {
             const Heads heads{dtype, cache, keys, values};
-            const EngineFacts engine = engine_for(heads, rows, hopper);
+            const EngineFacts engine = engine_for(heads, rows, false, hopper);
             const AttendLayout l = layout_of(engine, heads, hopper);
             INFO(keys << " and " << values << " channels, " << l.bytes << " bytes");
             CHECK(static_cast<std::size_t>(l.bytes) <= hopper.shared_bytes);
@@ -50,13 +51,13 @@ TEST_CASE("every head that is claimed fits into a Hopper's shared memory, and no
 
 TEST_CASE("what has no room is refused") {
   const Heads wide{Storage::f32, Storage::f32, 576, 512}, usual{Storage::bf16, Storage::bf16, 128, 128};
-  CHECK_THROWS_AS(layout_of(engine_for(wide, 1, small), wide, small), abi::Unsupported);
-  CHECK_NOTHROW(layout_of(engine_for(usual, 1, small), usual, small));
+  CHECK_THROWS_AS(layout_of(engine_for(wide, 1, false, small), wide, small), abi::Unsupported);
+  CHECK_NOTHROW(layout_of(engine_for(usual, 1, false, small), usual, small));
 }
 
 TEST_CASE("many rows go to products of warpgroups where the machine has them and the heads fit") {
   const auto rows_of = [](const Heads& heads, std::int64_t rows, const Machine& machine) {
-    return engine_for(heads, rows, machine).tile_rows;
+    return engine_for(heads, rows, false, machine).tile_rows;
   };
   const Heads usual{Storage::bf16, Storage::bf16, 128, 128};
   CHECK(rows_of(usual, least_warpgroup_rows, hopper) == prefill_rows);
@@ -70,22 +71,26 @@ TEST_CASE("many rows go to products of warpgroups where the machine has them and
 }
 
 TEST_CASE("the tiles of warpgroups lie at whole swizzles, and no two parts overlap") {
+  const bool usual = GENERATE(true, false);
   for (const int keys : {1, 64, 65, 128, 192, 256}) {
     for (const int values : {1, 64, 65, 128, 129, 256}) {
+      if (usual && keys != values) continue;
       const Heads heads{Storage::f16, Storage::f16, keys, values};
-      const EngineFacts engine = engine_for(heads, 4096, hopper);
+      const EngineFacts engine = engine_for(heads, 4096, usual, hopper);
       REQUIRE(engine.tile_rows == prefill_rows);
       const AttendLayout l = layout_of(engine, heads, hopper);
-      const int key_lines = (keys + 63) / 64, value_lines = (values + 63) / 64;
+      const int key_lines = lines_of(keys), value_lines = prefill_lines(keys, values);
+      CHECK(value_lines >= lines_of(values));
       INFO(keys << " and " << values << " channels, " << l.bytes << " bytes");
       CHECK(static_cast<std::size_t>(l.bytes) <= hopper.shared_bytes);
-      CHECK(l.keys == prefill_keys);
+      CHECK(l.keys == prefill_keys(value_lines, usual));
       for (const int at : {l.query, l.stage, l.stage_bytes, l.value}) CHECK(at % 1024 == 0);
       CHECK(l.query + key_lines * prefill_rows * 128 <= l.stage);
-      CHECK(key_lines * prefill_keys * 128 <= l.value);
-      CHECK(l.value + value_lines * prefill_keys * 128 <= l.stage_bytes);
+      CHECK(key_lines * l.keys * 128 <= l.value);
+      CHECK(l.value + value_lines * l.keys * 128 <= l.stage_bytes);
       CHECK(l.stage + engine.stages * l.stage_bytes <= l.source);
-      CHECK(l.source + engine.stages * tile_source_bytes <= l.bytes);
+      const std::size_t source = l.keys == 64 ? sizeof(PrefillSource<64>) : sizeof(PrefillSource<128>);
+      CHECK(static_cast<std::size_t>(l.source) + prefill_sources * source <= static_cast<std::size_t>(l.bytes));
     }
   }
 }

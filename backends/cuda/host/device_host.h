@@ -58,6 +58,19 @@ T shuffle_xor(T value, int mask) {
   return lane.got;
 }
 
+inline bool any_in_warp(bool condition) {
+  int any = condition ? 1 : 0;
+  for (int mask = 1; mask < emulator::warp; mask *= 2) any |= shuffle_xor(any, mask);
+  return any != 0;
+}
+inline int same_in_warp(int value) {
+  if (any_in_warp(shuffle_xor(value, 1) != value || shuffle_xor(value, 2) != value || shuffle_xor(value, 4) != value ||
+                  shuffle_xor(value, 8) != value || shuffle_xor(value, 16) != value)) {
+    emulator::fail("lanes of one warp differ where they must not");
+  }
+  return value;
+}
+
 // A copy in the background may arrive as late as its wait: it is made there, so that whoever reads earlier, or
 // overwrites the source's address, is found out.
 inline void copy_16(void* shared, const void* global, bool there) {
@@ -92,9 +105,13 @@ inline void fail() {
 inline bool swizzle_aligned(const void* shared) {
   return emulator::shared_address(shared) % 1024 == 0;
 }
-inline std::uint64_t matrix_descriptor(const void* at) {
-  return (emulator::shared_address(at) & 0x3FFFF) >> 4 | std::uint64_t{1} << 16 | std::uint64_t{64} << 32 |
+inline std::uint64_t matrix_descriptor(const void* at, int next_columns = 0) {
+  const std::uint64_t leading = next_columns == 0 ? 1 : static_cast<std::uint64_t>(next_columns) >> 4;
+  return (emulator::shared_address(at) & 0x3FFFF) >> 4 | leading << 16 | std::uint64_t{64} << 32 |
          std::uint64_t{1} << 62;
+}
+inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<unsigned>(bytes) / 16;
 }
 inline void publish_to_products() {
   emulator::publish_to_products();
@@ -105,16 +122,17 @@ inline void warpgroup_fence() {
 inline void warpgroup_commit() {
   emulator::warpgroup_commit();
 }
-inline void warpgroup_wait() {
-  emulator::warpgroup_wait();
+template <int pending>
+void warpgroup_wait() {
+  emulator::warpgroup_wait(pending);
 }
-template <class T>
-void multiply_add_64(float (&d)[32], std::uint64_t a, std::uint64_t b) {
-  emulator::multiply_add_64(d, nullptr, a, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+template <class T, int count>
+void multiply_add_64(float (&d)[count], std::uint64_t a, std::uint64_t b, bool add) {
+  emulator::multiply_add_64(d, 2 * count, add, nullptr, a, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
 }
-template <class T>
-void multiply_add_64(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
-  emulator::multiply_add_64(d, a, 0, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+template <class T, int count>
+void multiply_add_64(float (&d)[count], const std::uint32_t (&a)[4], std::uint64_t b) {
+  emulator::multiply_add_64(d, 2 * count, true, a, 0, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
 }
 
 template <class T>

@@ -44,26 +44,30 @@ struct Meeting {
   void* lanes[warpgroup] = {};
 };
 
+using Factor = std::vector<std::array<float, 16>>;  ///< Rows of the left one, columns of the right one.
+
 /// A product in the background: factors as they were when it began.
 struct Product {
   std::array<float*, warpgroup> sums;
-  std::array<std::array<float, 16>, 64> left, right;  ///< Rows of the left one, columns of the right one.
-  bool left_shared;
+  std::array<const std::uint32_t*, warpgroup> fragments;  ///< Null: the left factor is in shared memory.
+  Factor left, right;
   std::uint64_t a, b;
+  std::size_t columns;
+  bool add;  ///< Else what was in the sums does not count.
   abi::Storage storage;
 };
 
 /// Sums of a warpgroup that products are at work on; the threads see NaNs meanwhile.
 struct Held {
   std::array<float*, warpgroup> sums;
-  std::array<std::array<float, 32>, warpgroup> values;
+  std::array<std::vector<float>, warpgroup> values;
 };
 
 struct Warpgroup {
   Meeting meeting;
   bool fenced = false;
   std::vector<Product> products;
-  std::size_t committed = 0;  ///< Of them.
+  std::vector<std::size_t> groups;  ///< That are committed: each ends with this many products.
   std::vector<Held> held;
 };
 
@@ -334,56 +338,87 @@ float number_of(std::uint32_t code, abi::Storage storage) {
   return storage == abi::Storage::f16 ? abi::F16::decode(code) : abi::Bf16::decode(code);
 }
 
-/// 64 lines of 16 numbers along k. Along k: element k of line n is number k of row n. Else it is number n of row k.
-std::array<std::array<float, 16>, 64> factor(std::uint64_t descriptor, bool along_k, abi::Storage storage) {
-  const std::uint64_t start = (descriptor & 0x3FFF) << 4, group = (descriptor >> 32 & 0x3FFF) << 4;
+/// Lines of 16 numbers along k. Along k: element k of line n is number k of row n. Else it is number n of row k, and
+/// every 64 numbers the leading dimension's offset leads to the next ones.
+Factor shared_factor(std::uint64_t descriptor, std::size_t lines, bool along_k, abi::Storage storage) {
+  const auto offset = [&](int bit) { return (descriptor >> bit & 0x3FFF) << 4; };
+  const std::uint64_t start = offset(0), leading = offset(16), group = offset(32);
   if (descriptor >> 62 != 1) fail("a matrix descriptor without the 128-byte swizzle");
   if ((descriptor >> 49 & 7) != 0) fail("a matrix descriptor with a base offset");
   if (group % 1024 != 0) fail("a matrix descriptor whose groups of rows are no swizzle's");
-  std::array<std::array<float, 16>, 64> lines;
-  for (std::uint64_t n = 0; n < 64; ++n) {
+  Factor factor(lines);
+  for (std::uint64_t n = 0; n < lines; ++n) {
+    if (!along_k && n == 64 && leading % 1024 != 0) fail("a matrix descriptor whose columns are no swizzle's");
     for (std::uint64_t k = 0; k < 16; ++k) {
       const std::uint64_t row = along_k ? n : k, number = along_k ? k : n;
-      const std::uint64_t plain = start + row / 8 * group + row % 8 * 128 + number * 2;
+      const std::uint64_t plain = start + number / 64 * leading + row / 8 * group + row % 8 * 128 + number % 64 * 2;
       const std::uint64_t at = plain ^ (plain >> 7 & 7) << 4;
       if (at + 2 > block().shared_bytes()) fail("a matrix descriptor that leads beyond the shared memory");
       std::uint16_t code;
       std::memcpy(&code, block().shared() + at, sizeof code);
-      lines[n][k] = number_of(code, storage);
+      factor[n][k] = number_of(code, storage);
     }
   }
-  return lines;
+  return factor;
 }
 
-/// Bit by bit, for NaNs are no reason.
-bool same(const std::array<std::array<float, 16>, 64>& a, const std::array<std::array<float, 16>, 64>& b) {
-  return std::memcmp(&a, &b, sizeof a) == 0;
-}
-
-void finish(Warpgroup& own) {
-  if (own.committed != own.products.size()) fail("a wait for products that were not committed");
-  for (const Product& p : own.products) {
-    if (p.left_shared && !same(p.left, factor(p.a, true, p.storage))) fail("a product's left factor has changed");
-    if (!same(p.right, factor(p.b, p.left_shared, p.storage))) fail("a product's right factor has changed");
-    const auto held =
-        std::find_if(own.held.begin(), own.held.end(), [&](const Held& each) { return each.sums == p.sums; });
-    for (int t = 0; t < warpgroup; ++t) {
-      for (int i = 0; i < 32; ++i) {
-        const int row = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
-        const auto& left = p.left[static_cast<std::size_t>(row)];
-        const auto& right = p.right[static_cast<std::size_t>(column)];
-        float& sum = held->values[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)];
-        for (std::size_t k = 0; k < 16; ++k) sum += left[k] * right[k];
+/// The left factor of a product.
+Factor left_factor(const Product& p) {
+  if (p.fragments[0] == nullptr) return shared_factor(p.a, 64, true, p.storage);
+  Factor factor(64);
+  for (std::size_t t = 0; t < warpgroup; ++t) {
+    const std::size_t row = t / 32 * 16 + t % 32 / 4, k = t % 4 * 2;
+    for (std::size_t i = 0; i < 4; ++i) {
+      for (std::size_t half = 0; half < 2; ++half) {
+        factor[row + i % 2 * 8][k + i / 2 * 8 + half] = number_of(p.fragments[t][i] >> 16 * half & 0xFFFFU, p.storage);
       }
     }
   }
-  for (const Held& each : own.held) {
-    for (std::size_t t = 0; t < warpgroup; ++t) std::copy(each.values[t].begin(), each.values[t].end(), each.sums[t]);
+  return factor;
+}
+Factor right_factor(const Product& p) {
+  return shared_factor(p.b, p.columns, p.fragments[0] == nullptr, p.storage);
+}
+
+/// Bit by bit, for NaNs are no reason.
+bool same(const Factor& a, const Factor& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
+}
+
+void finish(Product& p, Held& held) {
+  if (!same(p.left, left_factor(p))) fail("a product's left factor has changed");
+  if (!same(p.right, right_factor(p))) fail("a product's right factor has changed");
+  for (std::size_t t = 0; t < warpgroup; ++t) {
+    for (std::size_t i = 0; i < p.columns / 2; ++i) {
+      const auto& left = p.left[t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8];
+      const auto& right = p.right[i / 4 * 8 + t % 4 * 2 + i % 2];
+      float& sum = held.values[t][i];
+      if (!p.add) sum = 0;
+      for (std::size_t k = 0; k < 16; ++k) sum += left[k] * right[k];
+    }
   }
-  own.products.clear();
-  own.held.clear();
-  own.committed = 0;
+}
+
+/// Ends all groups but the last `pending`.
+void finish(Warpgroup& own, std::size_t pending) {
+  const std::size_t committed = own.groups.empty() ? 0 : own.groups.back();
+  if (committed != own.products.size()) fail("a wait for products that were not committed");
   own.fenced = false;
+  if (own.groups.size() <= pending) return;
+  const std::size_t done = own.groups[own.groups.size() - 1 - pending];
+  const auto of = [](const auto& sums) { return [&sums](const auto& each) { return each.sums == sums; }; };
+  for (std::size_t i = 0; i < done; ++i) {
+    Product& p = own.products[i];
+    finish(p, *std::find_if(own.held.begin(), own.held.end(), of(p.sums)));
+  }
+  own.products.erase(own.products.begin(), own.products.begin() + static_cast<std::ptrdiff_t>(done));
+  own.groups.erase(own.groups.begin(), own.groups.end() - static_cast<std::ptrdiff_t>(pending));
+  for (std::size_t& end : own.groups) end -= done;
+  std::erase_if(own.held, [&](const Held& held) {
+    if (std::any_of(own.products.begin(), own.products.end(), of(held.sums))) return false;
+    for (std::size_t t = 0; t < warpgroup; ++t) std::copy(held.values[t].begin(), held.values[t].end(), held.sums[t]);
+    return true;
+  });
 }
 
 }  // namespace
@@ -403,55 +438,56 @@ void warpgroup_fence() {
 void warpgroup_commit() {
   block().wait_for_warpgroup(nullptr, [](void* const*) {
     Warpgroup& own = block().own_warpgroup();
-    own.committed = own.products.size();
+    own.groups.push_back(own.products.size());
   });
 }
 
-void warpgroup_wait() {
-  block().wait_for_warpgroup(nullptr, [](void* const*) { finish(block().own_warpgroup()); });
+void warpgroup_wait(int pending) {
+  block().wait_for_warpgroup(&pending, [](void* const* lanes) {
+    finish(block().own_warpgroup(), static_cast<std::size_t>(*static_cast<const int*>(lanes[0])));
+  });
 }
 
-void multiply_add_64(float (&d)[32], const std::uint32_t* a_fragments, std::uint64_t a, std::uint64_t b,
-                     abi::Storage storage) {
+void multiply_add_64(float* d, int columns, bool add, const std::uint32_t* a_fragments, std::uint64_t a,
+                     std::uint64_t b, abi::Storage storage) {
   struct Lane {
     float* d;
+    int columns;
+    bool add;
     const std::uint32_t* fragments;
     std::uint64_t a, b;
     abi::Storage storage;
-  } lane{d, a_fragments, a, b, storage};
+  } lane{d, columns, add, a_fragments, a, b, storage};
   block().wait_for_warpgroup(&lane, [](void* const* lanes) {
     const auto lane_of = [&](std::size_t t) -> const Lane& { return *static_cast<Lane*>(lanes[t]); };
     Warpgroup& own = block().own_warpgroup();
     if (!own.fenced) fail("a product of a warpgroup without a fence before it");
     if (block().unpublished()) fail("a product whose factors in shared memory were not published to it");
     const Lane& first = lane_of(0);
-    Product made{{}, {}, {}, first.fragments == nullptr, first.a, first.b, first.storage};
+    Product made{{}, {}, {}, {}, first.a, first.b, static_cast<std::size_t>(first.columns), first.add, first.storage};
     for (std::size_t t = 0; t < warpgroup; ++t) {
       const Lane& own_lane = lane_of(t);
-      if (own_lane.a != first.a || own_lane.b != first.b) fail("threads of one warpgroup name different factors");
-      made.sums[t] = own_lane.d;
-      if (first.fragments == nullptr) continue;
-      const std::size_t row = t / 32 * 16 + t % 32 / 4, k = t % 4 * 2;
-      for (std::size_t i = 0; i < 4; ++i) {
-        for (std::size_t half = 0; half < 2; ++half) {
-          made.left[row + i % 2 * 8][k + i / 2 * 8 + half] =
-              number_of(own_lane.fragments[i] >> 16 * half & 0xFFFFU, first.storage);
-        }
+      if (own_lane.a != first.a || own_lane.b != first.b || own_lane.columns != first.columns ||
+          own_lane.add != first.add) {
+        fail("threads of one warpgroup name different products");
       }
+      made.sums[t] = own_lane.d;
+      made.fragments[t] = own_lane.fragments;
     }
-    if (made.left_shared) made.left = factor(made.a, true, made.storage);
-    made.right = factor(made.b, made.left_shared, made.storage);
+    made.left = left_factor(made);
+    made.right = right_factor(made);
     const bool known =
         std::any_of(own.held.begin(), own.held.end(), [&](const Held& each) { return each.sums == made.sums; });
     if (!known) {
       Held held{made.sums, {}};
       for (std::size_t t = 0; t < warpgroup; ++t) {
-        std::copy(made.sums[t], made.sums[t] + 32, held.values[t].begin());
-        std::fill(made.sums[t], made.sums[t] + 32, std::nanf(""));
+        held.values[t].resize(made.columns / 2);
+        if (made.add) std::copy(made.sums[t], made.sums[t] + made.columns / 2, held.values[t].begin());
+        std::fill(made.sums[t], made.sums[t] + made.columns / 2, std::nanf(""));
       }
-      own.held.push_back(held);
+      own.held.push_back(std::move(held));
     }
-    own.products.push_back(made);
+    own.products.push_back(std::move(made));
   });
 }
 

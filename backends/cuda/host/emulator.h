@@ -56,14 +56,16 @@ std::uint32_t shared_address(const void* shared);
 /// What the thread's copies have brought since the last time may be a factor of products, after a barrier.
 void publish_to_products();
 
-// wgmma.m64n64k16. A product is done at the wait; until then its sums are NaN, and if by then one of its factors in
-// shared memory has changed, the process ends.
+// wgmma.m64n64k16 and m64n128k16. A product is done at the wait that covers its group; until then its sums are NaN, and
+// if by then one of its factors, in registers or in shared memory, has changed, the process ends.
 
 void warpgroup_fence();
 void warpgroup_commit();
-void warpgroup_wait();
-/// `a_fragments` null: both factors are in shared memory, row by row. Else `b` lies there with its rows along k.
-void multiply_add_64(float (&d)[32], const std::uint32_t* a_fragments, std::uint64_t a, std::uint64_t b,
-                     abi::Storage storage);
+/// For all groups but the last `pending`.
+void warpgroup_wait(int pending);
+/// `d`: `columns` / 2 sums of each thread. `add` false: what is in them does not count. `a_fragments` null: both
+/// factors are in shared memory, row by row. Else `b` lies there with its rows along k.
+void multiply_add_64(float* d, int columns, bool add, const std::uint32_t* a_fragments, std::uint64_t a,
+                     std::uint64_t b, abi::Storage storage);
 
 }  // namespace attest::cuda::emulator

@@ -164,63 +164,96 @@ Half& swizzled_number(std::byte* tile, int rows, int r, int c) {
   return *reinterpret_cast<Half*>(tile + (plain ^ (plain >> 7 & 7) << 4));
 }
 
-TEST_CASE("products of warpgroups, from shared memory and from registers") {
-  // a [128 x 80], two warpgroups of 64 rows; b as [64 x 80] for a b^T, and c [80 x 64] for a c.
-  constexpr int depth = 80, lines = 2, a_bytes = lines * 128 * 128, b_bytes = lines * 64 * 128;
-  for (const bool registers : {false, true}) {
-    std::vector<float> product(128 * 64);
-    emulator::launch({1, 1, 1}, 256, a_bytes + b_bytes, Order::backward, [&](std::byte* shared) {
-      std::byte *const a = shared, *const b = shared + a_bytes;
-      for (int i = thread_index(); i < 128 * depth; i += 256) {
-        swizzled_number(a, 128, i / depth, i % depth) = narrow<Half>(entry(i / depth, i % depth));
-      }
-      for (int i = thread_index(); i < 64 * depth; i += 256) {
-        const int n = i / depth, k = i % depth;
-        // The same numbers: b's rows along n, or along k.
-        (registers ? swizzled_number(b, depth, k, n) : swizzled_number(b, 64, n, k)) = narrow<Half>(entry(k + 5, n));
-      }
-      publish_to_products();
-      barrier();
-      const int t = thread_index(), row = t / 32 * 16 + t % 32 / 4, group = t / 128;
-      CHECK(swizzle_aligned(shared));
-      CHECK_FALSE(swizzle_aligned(shared + 512));
-      float sum[32];
-      for (float& x : sum) x = 1;
-      warpgroup_fence();
-      for (int k = 0; k < depth; k += 16) {
-        if (registers) {
-          const auto pair = [&](int r, int c) {
-            return pair_of<Half>(entry(row + r, k + t % 4 * 2 + c), entry(row + r, k + t % 4 * 2 + c + 1));
-          };
-          const std::uint32_t left[4] = {pair(0, 0), pair(8, 0), pair(0, 8), pair(8, 8)};
-          multiply_add_64<Half>(sum, left, matrix_descriptor(b + k * 128));
-        } else {
-          multiply_add_64<Half>(sum, matrix_descriptor(a + (k / 64 * 128 + group * 64) * 128 + k % 64 * 2),
-                                matrix_descriptor(b + k / 64 * 64 * 128 + k % 64 * 2));
-        }
-      }
-      warpgroup_commit();
-      CHECK(std::isnan(sum[7]));  // It is not done before the wait.
-      warpgroup_wait();
-      for (int i = 0; i < 32; ++i) {
-        const int r = row + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2, place = r * 64 + n;
-        product[static_cast<std::size_t>(place)] = sum[i];
-      }
-    });
-    for (int r = 0; r < 128; ++r) {
-      for (int n = 0; n < 64; ++n) {
-        float wanted = 1;
-        for (int k = 0; k < depth; ++k) wanted += entry(r, k) * entry(k + 5, n);
-        REQUIRE(product[static_cast<std::size_t>(r * 64 + n)] == wanted);
+/// a [128 x 80], two warpgroups of 64 rows; b as [columns x 80] for a b^T, or c [80 x columns] for a c, from registers.
+template <int columns>
+void check_products(bool registers, bool add) {
+  constexpr int depth = 80, lines = 2, a_bytes = lines * 128 * 128, b_bytes = columns / 64 * lines * 64 * 128;
+  std::vector<float> product(128 * columns);
+  emulator::launch({1, 1, 1}, 256, a_bytes + b_bytes, Order::backward, [&](std::byte* shared) {
+    std::byte *const a = shared, *const b = shared + a_bytes;
+    for (int i = thread_index(); i < 128 * depth; i += 256) {
+      swizzled_number(a, 128, i / depth, i % depth) = narrow<Half>(entry(i / depth, i % depth));
+    }
+    for (int i = thread_index(); i < columns * depth; i += 256) {
+      const int n = i / depth, k = i % depth;
+      // The same numbers: b's rows along n, or along k.
+      (registers ? swizzled_number(b, depth, k, n) : swizzled_number(b, columns, n, k)) = narrow<Half>(entry(k + 5, n));
+    }
+    publish_to_products();
+    barrier();
+    const int t = thread_index(), row = t / 32 * 16 + t % 32 / 4, group = t / 128;
+    CHECK(swizzle_aligned(shared));
+    CHECK_FALSE(swizzle_aligned(shared + 512));
+    float sum[columns / 2];
+    for (float& x : sum) x = 1;
+    std::uint32_t left[depth / 16][4];
+    for (int k = 0; k < depth; k += 16) {
+      const auto pair = [&](int r, int c) {
+        return pair_of<Half>(entry(row + r, k + t % 4 * 2 + c), entry(row + r, k + t % 4 * 2 + c + 1));
+      };
+      for (int i = 0; i < 4; ++i) left[k / 16][i] = pair(i % 2 * 8, i / 2 * 8);
+    }
+    warpgroup_fence();
+    for (int k = 0; k < depth; k += 16) {
+      if (registers) {
+        multiply_add_64<Half>(sum, left[k / 16], matrix_descriptor(b + k * 128, depth * 128));
+      } else {
+        multiply_add_64<Half>(sum, matrix_descriptor(a + (k / 64 * 128 + group * 64) * 128 + k % 64 * 2),
+                              matrix_descriptor(b + k / 64 * columns * 128 + k % 64 * 2), add || k > 0);
       }
     }
+    warpgroup_commit();
+    CHECK(std::isnan(sum[7]));  // It is not done before the wait.
+    warpgroup_wait<0>();
+    for (int i = 0; i < columns / 2; ++i) {
+      const int r = row + i / 2 % 2 * 8, n = i / 4 * 8 + t % 4 * 2 + i % 2, place = r * columns + n;
+      product[static_cast<std::size_t>(place)] = sum[i];
+    }
+  });
+  for (int r = 0; r < 128; ++r) {
+    for (int n = 0; n < columns; ++n) {
+      float wanted = add ? 1 : 0;
+      for (int k = 0; k < depth; ++k) wanted += entry(r, k) * entry(k + 5, n);
+      REQUIRE(product[static_cast<std::size_t>(r * columns + n)] == wanted);
+    }
   }
+}
+
+TEST_CASE("products of warpgroups, from shared memory and from registers, of 64 columns and of 128") {
+  check_products<64>(false, true);
+  check_products<64>(false, false);
+  check_products<64>(true, true);
+  check_products<128>(false, true);
+  check_products<128>(false, false);
+  check_products<128>(true, true);
+}
+
+TEST_CASE("a wait for all groups of products but the last leaves that one at work") {
+  emulator::launch({1, 1, 1}, 128, 16384, Order::forward, [&](std::byte* shared) {
+    for (int i = thread_index(); i < 64 * 16; i += 128) swizzled_number(shared, 64, i / 16, i % 16) = narrow<Half>(1);
+    publish_to_products();
+    barrier();
+    float first[32], second[32] = {};
+    warpgroup_fence();
+    const std::uint64_t ones = matrix_descriptor(shared);
+    multiply_add_64<Half>(first, ones, ones, false);
+    warpgroup_commit();
+    multiply_add_64<Half>(second, ones, ones, true);
+    multiply_add_64<Half>(second, ones, ones, true);
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    CHECK(first[0] == 16);
+    CHECK(std::isnan(second[0]));
+    warpgroup_wait<0>();
+    CHECK(second[0] == 32);
+  });
 }
 
 TEST_CASE("what a product of a warpgroup must not meet ends the process") {
   alignas(16) static const std::array<std::byte, 16> source{};
   struct Slip {
     bool fence = true, publish = true, commit = true, wait = true, keep = true, aligned = true;
+    bool registers = false, keep_registers = true;
     int threads = 128;
   };
   const auto run = [](const Slip& slip) {
@@ -232,12 +265,15 @@ TEST_CASE("what a product of a warpgroup must not meet ends the process") {
         if (slip.publish) publish_to_products();
         barrier();
         float sum[32] = {};
+        std::uint32_t left[4] = {};
         if (slip.fence) warpgroup_fence();
         const std::uint64_t factor = matrix_descriptor(shared) & (slip.aligned ? ~std::uint64_t{0} : ~0ULL >> 2);
-        multiply_add_64<Half>(sum, factor, factor);
+        multiply_add_64<Half>(sum, factor, factor, true);
+        if (slip.registers) multiply_add_64<Half>(sum, left, factor);
         if (slip.commit) warpgroup_commit();
         if (!slip.keep && thread_index() == 0) shared[130] = std::byte{1};
-        if (slip.wait) warpgroup_wait();
+        if (!slip.keep_registers && thread_index() == 0) left[2] = 1;
+        if (slip.wait) warpgroup_wait<0>();
       });
     });
   };
@@ -247,6 +283,8 @@ TEST_CASE("what a product of a warpgroup must not meet ends the process") {
     return slip;
   };
   CHECK_FALSE(run({}));
+  CHECK_FALSE(run(with([](Slip& s) { s.registers = true; })));
+  CHECK(run(with([](Slip& s) { s.registers = true, s.keep_registers = false; })));
   CHECK(run(with([](Slip& s) { s.fence = false; })));
   CHECK(run(with([](Slip& s) { s.publish = false; })));
   CHECK(run(with([](Slip& s) { s.commit = false; })));

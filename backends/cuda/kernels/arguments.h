@@ -111,15 +111,29 @@ struct TileSource {
 };
 inline constexpr int tile_source_bytes = sizeof(TileSource);
 
-/// Rows of a block of Prefill, keys of its tiles, and how many of these it has room for, by lines of 64 value channels.
-inline constexpr int prefill_rows = 128, prefill_keys = 64;
+/// Rows of a block of Prefill, how many tiles of keys and of values it has room for, and of how many it knows the
+/// source.
+inline constexpr int prefill_rows = 128, prefill_stages = 2, prefill_sources = 3;
+/// The widest heads that it takes, in lines of 64 channels.
 inline constexpr int most_prefill_lines = 4;
-ATTEST_BOTH constexpr int prefill_lines(int value_channels) {
-  return value_channels <= 64 ? 1 : value_channels <= 128 ? 2 : most_prefill_lines;
+ATTEST_BOTH constexpr int lines_of(int channels) {
+  return (channels + 63) / 64;
 }
-ATTEST_BOTH constexpr int prefill_stages(int lines) {
-  return lines > 2 ? 2 : 3;
+/// Lines of values that it is compiled for: 1, 2 or 4. Keys of many channels leave room for small tiles only.
+ATTEST_BOTH constexpr int prefill_lines(int key_channels, int value_channels) {
+  const int lines = lines_of(value_channels);
+  return lines > 2 || lines_of(key_channels) > 3 ? most_prefill_lines : lines;
 }
+/// Keys of a tile: as many as registers have room for logits beside the sums, and beside all that usual_prefill spares.
+ATTEST_BOTH constexpr int prefill_keys(int lines, bool usual) {
+  return usual && lines <= 2 ? 128 : 64;
+}
+/// Where the rows of one of its tiles come from; null: not there.
+template <int keys>
+struct PrefillSource {
+  const std::byte* key[keys];
+  const std::byte* value[keys];
+};
 
 struct AttendArguments {
   Tokens query;
@@ -135,11 +149,21 @@ struct AttendArguments {
   std::int64_t mask_sequence, mask_head, mask_query, mask_key;
   std::int32_t mask_boolean;
   Storage mask_storage;
+  std::int32_t query_vectors, output_vectors;  ///< 1: in the problem's dtype, and each row in pieces of 16 bytes.
   Results results;
   const Sequence* sequences;
   const std::int32_t* go;
   AttendLayout layout;
 };
+
+/// What most models ask for, so that Prefill finds out nothing of it at run time: keys and values of exactly as many
+/// channels as it is compiled for, whose rows can be read 16 bytes at a time, and logits that are products times a
+/// scale and no more.
+ATTEST_BOTH bool usual_prefill(const AttendArguments& a) {
+  const int channels = 64 * prefill_lines(a.key.width, a.value.width);
+  return a.key.width == channels && a.value.width == channels && a.key.vectors != 0 && a.value.vectors != 0 &&
+         a.softcap == 0 && a.slopes == nullptr && a.mask == nullptr && a.scale > 0;
+}
 
 struct CombineArguments {
   Results results;

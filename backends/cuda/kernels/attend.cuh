@@ -33,24 +33,28 @@ struct Attend {
     take_queries();
     clear_padding();
     const std::int32_t first = block_.first_tile(), tiles = block_.tiles();
-    for (std::int32_t tile = 0; tile < stages - 1; ++tile) locate(tile, first + tile);
+    for (std::int32_t tile = 0; tile < stages - 1; ++tile) put(tile, find(first + tile, block_.look_up(first + tile)));
     barrier();
     for (std::int32_t tile = 0; tile < stages - 1; ++tile) {
       if (tile < tiles) fetch(tile, first + tile);
       copy_commit();
     }
     typename Engine::Sum sum;
+    // What the block table says is asked a turn before it is needed.
+    Slots::Entry entry = block_.look_up(first + stages - 1);
     for (std::int32_t tile = 0; tile < tiles; ++tile) {
       const std::int32_t stage = tile % stages, next = tile + stages - 1;
       copy_wait<stages - 2>();
       barrier();  // The tile is there, and nobody uses the one before any more.
-      if (next < tiles) locate(next % stages, first + next);
+      const RowSource found = next < tiles ? find(first + next, entry) : RowSource{};
+      entry = block_.look_up(first + next + 1);
       if (layout().decoded != 0) {
         decode(stage);
         barrier();
       }
       Engine::logits(number(layout().query), pitch(layout().query_pitch), key_tile(stage), key_pitch(),
                      padded_channels(), layout().keys, block_.used_rows, logits(), pitch_of_logits());
+      if (next < tiles) put(next % stages, found);
       barrier();  // The logits are there, and so are the sources of the next tile.
       if (next < tiles) fetch(next % stages, first + next);
       copy_commit();
@@ -133,15 +137,20 @@ struct Attend {
     }
   }
 
-  ATTEST_DEVICE void locate(std::int32_t to_stage, std::int32_t tile) const {
-    block_.locate<threads>(source(to_stage), tile, layout().decoded != 0);
+  [[nodiscard]] ATTEST_DEVICE RowSource find(std::int32_t tile, const Slots::Entry& entry) const {
+    return block_.find(tile, entry, layout().decoded != 0);
+  }
+  ATTEST_DEVICE void put(std::int32_t to_stage, const RowSource& found) const {
+    block_.put(source(to_stage), found, layout().decoded != 0);
   }
   ATTEST_DEVICE void fetch(std::int32_t to_stage, std::int32_t tile) const {
     const TileSource& from = source(to_stage);
     std::byte *const key = stage(to_stage), *const value = key + layout().value;
     const std::int32_t key_pitch = layout().key_pitch, value_pitch = layout().value_pitch;
-    block_.fetch<threads>(a_.key, tile, from.key, [=](int n, int byte) { return key + n * key_pitch + byte; });
-    block_.fetch<threads>(a_.value, tile, from.value, [=](int n, int byte) { return value + n * value_pitch + byte; });
+    block_.fetch<threads, Engine::most_keys>(a_.key, tile, from.key,
+                                             [=](int n, int byte) { return key + n * key_pitch + byte; });
+    block_.fetch<threads, Engine::most_keys>(a_.value, tile, from.value,
+                                             [=](int n, int byte) { return value + n * value_pitch + byte; });
   }
 
   struct alignas(4 * sizeof(Number)) Four {
@@ -185,21 +194,39 @@ struct Attend {
   ATTEST_DEVICE void soften(std::int32_t first) {
     float* const own = logits() + own_row() * pitch_of_logits();
     Number* const to = weights() + own_row() * pitch(layout().weight_pitch);
-    const float before = largest_;
-    for (std::int32_t n = own_part(); n < layout().keys; n += threads_per_row) {
-      const std::int32_t j = first + n;
-      const float x = j >= row_.seen.begin && j < row_.seen.end ? row_.logit(a_, own[n], j) : -INFINITY;
-      own[n] = x;
-      largest_ = fmaxf(largest_, x);
+    const auto seen = [&](std::int32_t n) { return first + n >= row_.seen.begin && first + n < row_.seen.end; };
+    float scale = a_.scale;
+    if (a_.softcap != 0 || a_.slopes != nullptr || a_.mask != nullptr) {
+      for (std::int32_t n = own_part(); n < layout().keys; n += threads_per_row) {
+        if (seen(n)) own[n] = row_.logit(a_, own[n], first + n);
+      }
+      scale = 1;
     }
-    for (int mask = threads_per_row / 2; mask > 0; mask /= 2) largest_ = fmaxf(largest_, shuffle_xor(largest_, mask));
-    const float factor = before == -INFINITY ? 0.0f : power(before - largest_);
+    // In registers from here on: what is read one after the other is waited for one after the other.
+    constexpr int most = Engine::most_keys / threads_per_row;
+    float x[most];
+    float largest = largest_;
+    ATTEST_UNROLL
+    for (int i = 0; i < most; ++i) {
+      const std::int32_t n = own_part() + i * threads_per_row;
+      x[i] = n < layout().keys && seen(n) ? own[n] * scale : -INFINITY;
+      largest = fmaxf(largest, x[i]);
+    }
+    ATTEST_UNROLL
+    for (int mask = threads_per_row / 2; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
+    // As long as all is masked, the difference of two infinities would be NaN.
+    const float base = largest == -INFINITY ? 0.0f : largest;
+    const float factor = power_of_two((largest_ - base) * log2_e);
+    largest_ = largest;
     float sum = 0;
-    for (std::int32_t n = own_part(); n < layout().keys; n += threads_per_row) {
-      const float weight = own[n] == -INFINITY ? 0.0f : power(own[n] - largest_);
-      to[n] = narrow<Number>(weight);
+    ATTEST_UNROLL
+    for (int i = 0; i < most; ++i) {
+      const std::int32_t n = own_part() + i * threads_per_row;
+      const float weight = power_of_two((x[i] - base) * log2_e);
+      if (n < layout().keys) to[n] = narrow<Number>(weight);
       sum += weight;
     }
+    ATTEST_UNROLL
     for (int mask = threads_per_row / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     sum_ = sum_ * factor + sum;
     if (own_part() == 0) row_state()[own_row()] = factor;

@@ -3,6 +3,8 @@
 // compiled side by side.
 #pragma once
 
+#include <type_traits>
+
 #include "attend.cuh"
 #include "launch.cuh"
 #include "prefill.cuh"
@@ -15,10 +17,15 @@ void launch_attend_16(int tile_rows, Grid grid, const AttendArguments& arguments
   const auto shared = static_cast<std::size_t>(arguments.layout.bytes);
   const auto play = [&]<class Engine>(Engine) { launch<Attend<Engine>>(grid, shared, stream, arguments); };
   if (tile_rows == prefill_rows) {
-    const int lines = prefill_lines(arguments.value.width);
-    if (lines == 1) return launch<Prefill<T, 1>>(grid, shared, stream, arguments);
-    if (lines == 2) return launch<Prefill<T, 2>>(grid, shared, stream, arguments);
-    return launch<Prefill<T, 4>>(grid, shared, stream, arguments);
+    const int lines = prefill_lines(arguments.key.width, arguments.value.width);
+    const bool usual = usual_prefill(arguments);
+    const auto prefill = [&]<int known_lines>(std::integral_constant<int, known_lines>) {
+      if (usual) return launch<Prefill<T, known_lines, true>>(grid, shared, stream, arguments);
+      launch<Prefill<T, known_lines, false>>(grid, shared, stream, arguments);
+    };
+    if (lines == 1) return prefill(std::integral_constant<int, 1>());
+    if (lines == 2) return prefill(std::integral_constant<int, 2>());
+    return prefill(std::integral_constant<int, most_prefill_lines>());
   }
   if (tile_rows == 64) {
     play(MatrixEngine<T, 4, 8>());

@@ -41,8 +41,14 @@ struct AttendRow {
   }
 };
 
-/// `tile`: which tile of `rows` rows is this block's. Keys come in tiles of layout.keys, and `threads` threads bring
-/// them.
+/// Where one key and its value come from; null: not there.
+struct RowSource {
+  const std::byte *key, *value;
+  float key_scale, value_scale;
+};
+
+/// `tile`: which tile of `rows` rows is this block's. Keys come in tiles of layout.keys, which are no more than a block
+/// has threads.
 struct AttendBlock {
   const AttendArguments& a;
   std::int32_t b, head, split, first_row;
@@ -95,45 +101,71 @@ struct AttendBlock {
     return to;
   }
 
-  /// Finds where the rows of a tile of keys lie; null: not there. Scales too where keys and values are codes.
-  template <int threads>
-  ATTEST_DEVICE void locate(TileSource& to, std::int32_t tile, bool scales) const {
-    for (std::int32_t n = thread_index(); n < a.layout.keys; n += threads) {
-      const std::int32_t j = tile * a.layout.keys + n;
-      if (j < keys.begin || j >= keys.end) {
-        to.key[n] = nullptr;
-        to.value[n] = nullptr;
-      } else if (j < s.cached) {
-        const Slots::Slot slot = a.slots(b, j);
-        to.key[n] = slot.there ? a.key.cache.at(slot, head) : nullptr;
-        to.value[n] = slot.there ? a.value.cache.at(slot, head) : nullptr;
-        if (scales && slot.there) {
-          to.key_scale[n] = *a.key.cache.scale(slot, head);
-          to.value_scale[n] = *a.value.cache.scale(slot, head);
-        }
-      } else {
-        const std::int32_t t = s.key_start + j - s.past;
-        to.key[n] = a.key.fresh.at(b, t, head);
-        to.value[n] = a.value.fresh.at(b, t, head);
-        if (scales) {
-          to.key_scale[n] = a.key.fresh_scale(b, t, head);
-          to.value_scale[n] = a.value.fresh_scale(b, t, head);
-        }
+  /// What the block table says of a row of a tile of keys, each thread one of them.
+  [[nodiscard]] ATTEST_DEVICE Slots::Entry look_up(std::int32_t tile) const {
+    const std::int32_t j = tile * a.layout.keys + thread_index();
+    const bool cached = thread_index() < a.layout.keys && j >= keys.begin && j < keys.end && j < s.cached;
+    return cached ? a.slots.look_up(b, j) : Slots::Entry{};
+  }
+  /// Finds where it lies; null: nobody sees it. What a wrong page number leads to is not read either, but nobody will
+  /// see what is: the step is refused. `entry`: of look_up. `scales`: with its scales, keys and values being codes.
+  [[nodiscard]] ATTEST_DEVICE RowSource find(std::int32_t tile, const Slots::Entry& entry, bool scales) const {
+    RowSource found{nullptr, nullptr, 0, 0};
+    const std::int32_t j = tile * a.layout.keys + thread_index();
+    if (thread_index() >= a.layout.keys || j < keys.begin || j >= keys.end) return found;
+    if (j < s.cached) {
+      const Slots::Slot slot = a.slots.slot_of(b, entry);
+      if (!slot.there) return {anywhere_of(a.key), anywhere_of(a.value), 0, 0};
+      found.key = a.key.cache.at(slot, head);
+      found.value = a.value.cache.at(slot, head);
+      if (scales) {
+        found.key_scale = *a.key.cache.scale(slot, head);
+        found.value_scale = *a.value.cache.scale(slot, head);
       }
+      return found;
+    }
+    const std::int32_t t = s.key_start + j - s.past;
+    found.key = a.key.fresh.at(b, t, head);
+    found.value = a.value.fresh.at(b, t, head);
+    if (scales) {
+      found.key_scale = a.key.fresh_scale(b, t, head);
+      found.value_scale = a.value.fresh_scale(b, t, head);
+    }
+    return found;
+  }
+  /// Tells all threads.
+  template <class Source>
+  ATTEST_DEVICE void put(Source& to, const RowSource& found, bool scales) const {
+    const std::int32_t n = thread_index();
+    if (n >= a.layout.keys) return;
+    to.key[n] = found.key;
+    to.value[n] = found.value;
+    if constexpr (requires { to.key_scale; }) {
+      if (!scales) return;
+      to.key_scale[n] = found.key_scale;
+      to.value_scale[n] = found.value_scale;
     }
   }
 
   /// Brings the rows of a tile, zeros for those that are not there; in the background where they can be read 16 bytes
   /// at a time. `place(n, byte)`: where that byte of row n belongs; 16 bytes from a multiple of 16 on lie together.
-  template <int threads, class Place>
+  /// `usual_keys`: of a tile; with so many, rows of usual sizes come by fetch_rows. 0: none do.
+  template <int threads, int usual_keys, class Place>
   ATTEST_DEVICE void fetch(const KvSide& side, std::int32_t tile, const std::byte* const* from, Place place) const {
     const std::int32_t size = element_bytes(side.cache.storage);
+    if constexpr (usual_keys > 0) {
+      if (side.vectors != 0 && a.layout.keys == usual_keys) {
+        if (side.width * size == 128) return fetch_rows<threads, usual_keys, 8>(side, tile, from, place);
+        if (side.width * size == 256) return fetch_rows<threads, usual_keys, 16>(side, tile, from, place);
+        if (side.width * size == 512) return fetch_rows<threads, usual_keys, 32>(side, tile, from, place);
+      }
+    }
     if (side.vectors != 0) {
       // As many threads a row as it has pieces, up to a warp, so that neighbours read neighbouring addresses.
       const std::int32_t pieces = side.width * size / 16;
       std::int32_t per_row = 1;
       while (2 * per_row <= smaller(pieces, 32)) per_row *= 2;
-      const std::byte* const anywhere = side.cache.data != nullptr ? side.cache.data : side.fresh.data;
+      const std::byte* const anywhere = anywhere_of(side);
       for (std::int32_t n = thread_index() / per_row; n < a.layout.keys; n += threads / per_row) {
         const bool there = from[n] != nullptr;
         for (std::int32_t piece = thread_index() % per_row; piece < pieces; piece += per_row) {
@@ -151,6 +183,50 @@ struct AttendBlock {
         }
       }
     }
+  }
+
+  /// The same where all is known: tiles of `tile_keys` rows of so many pieces of 16 bytes.
+  template <int threads, int tile_keys, int pieces, class Place>
+  ATTEST_DEVICE void fetch_rows(const KvSide& side, std::int32_t tile, const std::byte* const* from,
+                                Place place) const {
+    constexpr int at_once = threads / pieces;
+    const std::int32_t row = thread_index() / pieces, byte = 16 * (thread_index() % pieces), first = tile * tile_keys;
+    if (first >= keys.begin && first + tile_keys <= keys.end) {
+      ATTEST_UNROLL
+      for (int n = 0; n < tile_keys; n += at_once) copy_16(place(row + n, byte), from[row + n] + byte, true);
+      return;
+    }
+    const std::byte* const anywhere = anywhere_of(side);
+    for (int n = row; n < tile_keys; n += at_once) {
+      const bool there = from[n] != nullptr;
+      copy_16(place(n, byte), there ? from[n] + byte : anywhere, there);
+    }
+  }
+  /// An address for copies that read nothing.
+  ATTEST_DEVICE static const std::byte* anywhere_of(const KvSide& side) {
+    return side.cache.data != nullptr ? side.cache.data : side.fresh.data;
+  }
+
+  /// Brings a tile of queries, as `fetch` does; `width`: with zeros up to there.
+  template <class Number, int threads, class Place>
+  ATTEST_DEVICE void fetch_queries(std::int32_t rows, std::int32_t width, Place place) const {
+    if (a.query_vectors != 0) {
+      const std::int32_t pieces = a.key.width / 8;
+      for (std::int32_t i = thread_index(); i < rows * pieces; i += threads) {
+        const std::int32_t r = i / pieces, piece = i - r * pieces;
+        const bool there = r < used_rows;
+        copy_16(place(r, 16 * piece), there ? query_at(r) + 16 * piece : a.query.data, there);
+      }
+    }
+    const std::int32_t first = a.query_vectors != 0 ? a.key.width : 0, count = width - first;
+    for (std::int32_t i = thread_index(); i < rows * count; i += threads) {
+      const std::int32_t r = i / count, c = first + i - r * count;
+      *reinterpret_cast<Number*>(place(r, static_cast<int>(sizeof(Number)) * c)) = query<Number>(r, c);
+    }
+  }
+  /// Row of queries `row`, which is used.
+  [[nodiscard]] ATTEST_DEVICE const std::byte* query_at(std::int32_t row) const {
+    return a.query.at(b, s.query_start + query_of(row), head_of(row));
   }
 
   /// Element c of a row of queries; zero where there is none.
@@ -172,6 +248,18 @@ struct AttendBlock {
     const Closed closed = close(a.results, place, largest, sum);
     write_lse(a.results, s, place, closed.lse);
     return closed.factor;
+  }
+  /// Two of its sums, so multiplied, from an even channel on.
+  template <class Number>
+  ATTEST_DEVICE void end_sums(std::int32_t row, std::int32_t channel, float first, float second) const {
+    if (a.splits == 1 && a.output_vectors != 0) {
+      const Row place = row_of(b, head, a.group, first_row + row);
+      std::byte* const to = a.results.output.at(b, s.query_start + place.query, place.query_head, channel);
+      *reinterpret_cast<std::uint32_t*>(to) = pair_of<Number>(first, second);
+      return;
+    }
+    end_sum(row, channel, first);
+    if (channel + 1 < a.value.width) end_sum(row, channel + 1, second);
   }
   /// One of its sums, so multiplied.
   ATTEST_DEVICE void end_sum(std::int32_t row, std::int32_t channel, float value) const {

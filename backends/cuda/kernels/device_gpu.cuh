@@ -46,6 +46,15 @@ ATTEST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
 
+ATTEST_DEVICE bool any_in_warp(bool condition) {
+  return __any_sync(0xFFFFFFFFu, condition) != 0;
+}
+/// A number that all lanes of the warp have, so that the compiler knows it too: it will not have products in flight
+/// where it thinks that lanes may part.
+ATTEST_DEVICE int same_in_warp(int value) {
+  return __shfl_sync(0xFFFFFFFFu, value, 0);
+}
+
 /// 16 bytes from global to shared memory, both aligned to 16, in the background; zeros if the source is not there.
 ATTEST_DEVICE void copy_16(void* shared, const void* global, bool there) {
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -128,12 +137,18 @@ ATTEST_DEVICE bool swizzle_aligned(const void* shared) {
 }
 /// Names a factor in shared memory, 64 numbers of 16 bits a row of 128 bytes, in groups of 8 rows one after the other,
 /// the 16-byte pieces of row r swapped by r % 8 (128-byte swizzle). `at`: the first row, plus 32 bytes for each 16
-/// numbers along the row. PTX ISA, "Matrix Descriptor Format" of wgmma.
-ATTEST_DEVICE std::uint64_t matrix_descriptor(const void* at) {
+/// numbers along the row. `next_columns`: where rows lie along k and have more than 64 numbers, bytes from the rows of
+/// the first 64 numbers to those of the next. PTX ISA, "Matrix Descriptor Format" of wgmma.
+ATTEST_DEVICE std::uint64_t matrix_descriptor(const void* at, int next_columns = 0) {
   constexpr std::uint64_t group_bytes = 1024, swizzle_128 = 1;
   const std::uint64_t start = __cvta_generic_to_shared(at);
-  // The leading dimension's offset does not count for matrices no wider than the swizzle.
-  return (start & 0x3FFFF) >> 4 | std::uint64_t{1} << 16 | group_bytes >> 4 << 32 | swizzle_128 << 62;
+  // The leading dimension's offset counts only for matrices that are wider than the swizzle.
+  const std::uint64_t leading = next_columns == 0 ? 1 : static_cast<unsigned>(next_columns) >> 4;
+  return (start & 0x3FFFF) >> 4 | leading << 16 | group_bytes >> 4 << 32 | swizzle_128 << 62;
+}
+/// The factor that lies so many bytes, a multiple of 16, behind another one, in the same shared memory.
+ATTEST_DEVICE std::uint64_t further(std::uint64_t descriptor, int bytes) {
+  return descriptor + static_cast<unsigned>(bytes) / 16;
 }
 /// What this thread has written to shared memory, copies included, is seen by products that begin after a barrier.
 ATTEST_DEVICE void publish_to_products() {
@@ -154,53 +169,91 @@ ATTEST_DEVICE void warpgroup_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 #endif
 }
-/// Until all groups are done.
+/// Until all groups but the last `pending` are done.
+template <int pending>
 ATTEST_DEVICE void warpgroup_wait() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
 #endif
 }
 
-// Thread t has of d (64 x 64) in number 4 j + 2 i + k: row 16 (t / 32) + t % 32 / 4 + 8 i, column 8 j + 2 (t % 4) + k.
-#define ATTEST_WGMMA_64(types, factors, tail)                                                                        \
-  "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." types                    \
-  " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
-  "%24, %25, %26, %27, %28, %29, %30, %31}, " factors ", add, 1, 1, " tail ";\n}\n"
-#define ATTEST_WGMMA_SUMS(d)                                                                                  \
+// Thread t has of d (64 x 64 or 64 x 128) in number 4 j + 2 i + k: row 16 (t / 32) + t % 32 / 4 + 8 i, column
+// 8 j + 2 (t % 4) + k. Operands of an instruction: the sums, the factors, then (SS: both in shared memory) whether to
+// add.
+#define ATTEST_WGMMA(shape, sums, factors, add, transposed)                                                       \
+  "{\n.reg .pred add;\nsetp.ne.b32 add, " add ", 0;\nwgmma.mma_async.sync.aligned." shape " {" sums "}, " factors \
+  ", add, 1, 1, " transposed ";\n}\n"
+#define ATTEST_WGMMA_SS_64(types) ATTEST_WGMMA("m64n64k16.f32." types, ATTEST_WGMMA_32, "%32, %33", "%34", "0, 0")
+#define ATTEST_WGMMA_SS_128(types) \
+  ATTEST_WGMMA("m64n128k16.f32." types, ATTEST_WGMMA_32 ", " ATTEST_WGMMA_64, "%64, %65", "%66", "0, 0")
+#define ATTEST_WGMMA_RS_64(types) \
+  ATTEST_WGMMA("m64n64k16.f32." types, ATTEST_WGMMA_32, "{%32, %33, %34, %35}, %36", "1", "1")
+#define ATTEST_WGMMA_RS_128(types) \
+  ATTEST_WGMMA("m64n128k16.f32." types, ATTEST_WGMMA_32 ", " ATTEST_WGMMA_64, "{%64, %65, %66, %67}, %68", "1", "1")
+#define ATTEST_WGMMA_32                                                                                            \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31"
+#define ATTEST_WGMMA_64                                                                                            \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, " \
+  "%54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ATTEST_WGMMA_SUMS_32(d)                                                                               \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
       "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),  \
       "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
       "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define ATTEST_WGMMA_SUMS_64(d)                                                                                       \
+  ATTEST_WGMMA_SUMS_32(d), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), \
+      "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]),         \
+      "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),         \
+      "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),         \
+      "+f"(d[63])
 
-/// d += a b^T for a and b of 64 rows and 16 numbers in each, both in shared memory.
-template <class T>
-ATTEST_DEVICE void multiply_add_64(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+/// d = a b^T, or with `add` d += a b^T, for a of 64 rows, b of 64 or 128 rows, and 16 numbers in each, both in shared
+/// memory.
+template <class T, int count>
+ATTEST_DEVICE void multiply_add_64(float (&d)[count], std::uint64_t a, std::uint64_t b, bool add) {
+  static_assert(count == 32 || count == 64);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (std::is_same_v<T, Half>) {
-    asm volatile(ATTEST_WGMMA_64("f16.f16", "%32, %33", "0, 0") : ATTEST_WGMMA_SUMS(d) : "l"(a), "l"(b));
+  const int adds = add ? 1 : 0;
+  if constexpr (std::is_same_v<T, Half> && count == 32) {
+    asm volatile(ATTEST_WGMMA_SS_64("f16.f16") : ATTEST_WGMMA_SUMS_32(d) : "l"(a), "l"(b), "r"(adds));
+  } else if constexpr (std::is_same_v<T, Half>) {
+    asm volatile(ATTEST_WGMMA_SS_128("f16.f16") : ATTEST_WGMMA_SUMS_64(d) : "l"(a), "l"(b), "r"(adds));
+  } else if constexpr (count == 32) {
+    asm volatile(ATTEST_WGMMA_SS_64("bf16.bf16") : ATTEST_WGMMA_SUMS_32(d) : "l"(a), "l"(b), "r"(adds));
   } else {
-    asm volatile(ATTEST_WGMMA_64("bf16.bf16", "%32, %33", "0, 0") : ATTEST_WGMMA_SUMS(d) : "l"(a), "l"(b));
+    asm volatile(ATTEST_WGMMA_SS_128("bf16.bf16") : ATTEST_WGMMA_SUMS_64(d) : "l"(a), "l"(b), "r"(adds));
   }
 #endif
 }
 /// d += a b for a of 64 rows and 16 numbers, each warp's 16 rows in the fragments of mma.m16n8k16, and b of 16 rows and
-/// 64 numbers in shared memory.
-template <class T>
-ATTEST_DEVICE void multiply_add_64(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
+/// 64 or 128 numbers in shared memory.
+template <class T, int count>
+ATTEST_DEVICE void multiply_add_64(float (&d)[count], const std::uint32_t (&a)[4], std::uint64_t b) {
+  static_assert(count == 32 || count == 64);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (std::is_same_v<T, Half>) {
-    asm volatile(ATTEST_WGMMA_64("f16.f16", "{%32, %33, %34, %35}, %36", "1")
-                 : ATTEST_WGMMA_SUMS(d)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#define ATTEST_WGMMA_FACTORS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+  if constexpr (std::is_same_v<T, Half> && count == 32) {
+    asm volatile(ATTEST_WGMMA_RS_64("f16.f16") : ATTEST_WGMMA_SUMS_32(d) : ATTEST_WGMMA_FACTORS);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    asm volatile(ATTEST_WGMMA_RS_128("f16.f16") : ATTEST_WGMMA_SUMS_64(d) : ATTEST_WGMMA_FACTORS);
+  } else if constexpr (count == 32) {
+    asm volatile(ATTEST_WGMMA_RS_64("bf16.bf16") : ATTEST_WGMMA_SUMS_32(d) : ATTEST_WGMMA_FACTORS);
   } else {
-    asm volatile(ATTEST_WGMMA_64("bf16.bf16", "{%32, %33, %34, %35}, %36", "1")
-                 : ATTEST_WGMMA_SUMS(d)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(ATTEST_WGMMA_RS_128("bf16.bf16") : ATTEST_WGMMA_SUMS_64(d) : ATTEST_WGMMA_FACTORS);
   }
+#undef ATTEST_WGMMA_FACTORS
 #endif
 }
+#undef ATTEST_WGMMA
+#undef ATTEST_WGMMA_SS_64
+#undef ATTEST_WGMMA_SS_128
+#undef ATTEST_WGMMA_RS_64
+#undef ATTEST_WGMMA_RS_128
+#undef ATTEST_WGMMA_32
 #undef ATTEST_WGMMA_64
-#undef ATTEST_WGMMA_SUMS
+#undef ATTEST_WGMMA_SUMS_32
+#undef ATTEST_WGMMA_SUMS_64
 
 /// Two numbers side by side, as fragments have them; the first in the lower half.
 template <class T>

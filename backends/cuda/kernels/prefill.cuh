@@ -2,7 +2,11 @@
 // Attention of many rows in f16 and bf16 by the products of warpgroups (wgmma), on GPUs of compute capability 9.0: as
 // attend.cuh in all but the products. Each warpgroup has 64 rows; logits, weights and sums stay in its registers, and
 // keys and values lie in shared memory as wgmma reads them, in lines of 128 bytes (64 channels) with their 16-byte
-// pieces swapped. While one warpgroup works on its softmax, the other's products keep the tensor cores busy.
+// pieces swapped.
+//
+// A turn multiplies the queries with the keys of one tile, and the weights of the tile before with its values. The
+// softmax of the first product goes on while the tensor cores are at the second one; the copies for the next turn begin
+// while they are at the first.
 #pragma once
 
 #include "attend_block.cuh"
@@ -16,11 +20,11 @@ ATTEST_BOTH int swizzled(int row, int byte, int rows) {
   return (byte / 128 * rows + row) * 128 + (piece ^ row % 8) * 16 + byte % 16;
 }
 
-/// `Lines`: of 64 channels that a value has. Grid: (row tiles * splits) x KV heads x sequences.
-template <class T, int Lines>
+/// `Lines`: of 64 channels that a value has. `Usual`: usual_prefill. Grid: (row tiles * splits) x KV heads x sequences.
+template <class T, int Lines, bool Usual>
 struct Prefill {
   static constexpr int warpgroups = prefill_rows / 64, threads = 128 * warpgroups, blocks = 1;
-  static constexpr int rows = prefill_rows, keys = prefill_keys, stages = prefill_stages(Lines);
+  static constexpr int rows = prefill_rows, keys = prefill_keys(Lines, Usual);
   using Arguments = AttendArguments;
 
   ATTEST_DEVICE static void run(const Arguments& a, std::byte* shared) {
@@ -33,45 +37,66 @@ struct Prefill {
   }
 
  private:
+  using Source = PrefillSource<keys>;
+  /// Columns of one product with values, and how many such products there are.
+  static constexpr int columns = Lines == 1 ? 64 : 128, parts = 64 * Lines / columns;
+
   ATTEST_DEVICE Prefill(const Arguments& a, std::byte* shared, std::int32_t tile)
-      : a_(a), shared_(shared), block_(a, tile, rows) {
-    const std::int32_t first = thread_index() / 128 * 64;
+      : a_(a), shared_(shared), block_(a, tile, rows), first_(block_.first_tile()), tiles_(block_.tiles()) {
     row_[0] = block_.row(own_row(0));
     row_[1] = block_.row(own_row(1));
-    const std::int32_t last = smaller(first + 64, block_.used_rows) - 1;
-    if (last >= first) group_ = {block_.row(first).seen.begin, block_.row(last).seen.end};
   }
 
   ATTEST_DEVICE void play() {
-    for (std::int32_t r = thread_index() / 32; r < rows; r += threads / 32) {
-      for (std::int32_t c = thread_index() % 32; c < padded_channels(); c += 32) {
-        *number(a_.layout.query, r, c, rows) = block_.template query<T>(r, c);
+    block_.template fetch_queries<T, threads>(rows, padded_channels(), [this](int row, int byte) {
+      return shared_ + a_.layout.query + swizzled(row, byte, rows);
+    });
+    clear_padding();
+    put(0, find(0, look_up(0)));
+    put(1, find(1, look_up(1)));
+    if (Usual) entry_ = look_up(2);
+    barrier();
+    if (tiles_ > 0) fetch_keys(0);
+    copy_commit();
+
+    // Tiles that the warpgroup's rows see, one after the other; of the others it brings its share.
+    const std::int32_t first_row = thread_index() / 128 * 64;
+    const std::int32_t last_row = smaller(first_row + 64, block_.used_rows) - 1;
+    std::int32_t begin = tiles_, end = tiles_;
+    if (last_row >= first_row) {
+      const std::int32_t seen = block_.row(first_row).seen.begin, seen_end = block_.row(last_row).seen.end;
+      if (seen < seen_end) {
+        begin = seen / keys - first_;
+        end = (seen_end - 1) / keys + 1 - first_;
       }
     }
-    clear_padding();
-    const std::int32_t first = block_.first_tile(), tiles = block_.tiles();
-    // A tile's sources are found one turn before they are used.
-    for (std::int32_t tile = 0; tile < stages; ++tile) locate(first + tile, tile);
-    barrier();
-    for (std::int32_t tile = 0; tile < stages - 1; ++tile) {
-      if (tile < tiles) fetch(first + tile, tile);
-      copy_commit();
+    begin = same_in_warp(begin);
+    end = same_in_warp(end);
+    std::int32_t turn = -1;
+    for (; turn + 1 < begin; ++turn) {
+      arrive();
+      fetch_next(turn);
     }
-    for (std::int32_t tile = 0; tile < tiles; ++tile) {
-      const std::int32_t next = tile + stages - 1;
-      copy_wait<stages - 2>();
-      publish_to_products();
-      barrier();  // The tile is there, nobody uses the one before any more, and the sources of the next are known.
-      if (next < tiles) fetch(first + next, next % stages);
-      copy_commit();
-      if (next + 1 < tiles) locate(first + next + 1, (next + 1) % stages);
-      attend(first + tile, tile % stages);
+    if (begin < end) {
+      arrive();
+      first_product(turn);
+      for (++turn; turn + 1 < end; ++turn) {
+        arrive();
+        both_products(turn);
+      }
+      arrive();
+      last_product(turn);
+      ++turn;
+    }
+    for (; turn < tiles_; ++turn) {
+      arrive();
+      fetch_next(turn);
     }
     copy_wait<0>();
     finish();
   }
 
-  // --- What lies where
+  // --- What lies where; tiles are counted from the block's first one
 
   /// The first row of this thread's fragments in its warpgroup's products, or the second one.
   [[nodiscard]] ATTEST_DEVICE static std::int32_t own_row(int second) {
@@ -79,132 +104,226 @@ struct Prefill {
   }
   /// The column of its first number in group j of 8.
   [[nodiscard]] ATTEST_DEVICE static std::int32_t own_column(int j) { return 8 * j + thread_index() % 4 * 2; }
-  [[nodiscard]] ATTEST_DEVICE std::byte* key_tile(std::int32_t stage) const {
-    return shared_ + a_.layout.stage + stage * a_.layout.stage_bytes;
+  [[nodiscard]] ATTEST_DEVICE std::byte* key_tile(std::int32_t tile) const {
+    return shared_ + a_.layout.stage + tile % prefill_stages * a_.layout.stage_bytes;
   }
-  [[nodiscard]] ATTEST_DEVICE std::byte* value_tile(std::int32_t stage) const {
-    return key_tile(stage) + a_.layout.value;
+  [[nodiscard]] ATTEST_DEVICE std::byte* value_tile(std::int32_t tile) const {
+    return key_tile(tile) + a_.layout.value;
   }
-  [[nodiscard]] ATTEST_DEVICE TileSource& source(std::int32_t stage) const {
-    return reinterpret_cast<TileSource*>(shared_ + a_.layout.source)[stage];
+  [[nodiscard]] ATTEST_DEVICE Source& source(std::int32_t tile) const {
+    return reinterpret_cast<Source*>(shared_ + a_.layout.source)[tile % prefill_sources];
   }
-  [[nodiscard]] ATTEST_DEVICE T* number(std::int32_t tile, int row, int channel, int tile_rows) const {
-    return reinterpret_cast<T*>(shared_ + tile + swizzled(row, 2 * channel, tile_rows));
+  [[nodiscard]] ATTEST_DEVICE std::int32_t padded_channels() const {
+    return Usual ? 64 * Lines : rounded_up(a_.key.width, 16);
   }
-  [[nodiscard]] ATTEST_DEVICE std::int32_t padded_channels() const { return rounded_up(a_.key.width, 16); }
 
   // --- Tiles
 
   /// Channels of keys beyond the last are zeros in every tile; copies leave them alone. Those of values come to sums
   /// that nobody asks for.
   ATTEST_DEVICE void clear_padding() const {
+    if (Usual) return;
     const std::int32_t padding = padded_channels() - a_.key.width;
-    for (std::int32_t i = thread_index(); i < stages * keys * padding; i += threads) {
-      const std::int32_t stage = i / (keys * padding), n = i / padding % keys;
-      const std::int32_t tile = a_.layout.stage + stage * a_.layout.stage_bytes;
-      *number(tile, n, a_.key.width + i % padding, keys) = narrow<T>(0.0f);
+    for (std::int32_t i = thread_index(); i < prefill_stages * keys * padding; i += threads) {
+      const std::int32_t tile = i / (keys * padding), n = i / padding % keys, c = a_.key.width + i % padding;
+      *reinterpret_cast<T*>(key_tile(tile) + swizzled(n, 2 * c, keys)) = narrow<T>(0.0f);
     }
   }
-  ATTEST_DEVICE void locate(std::int32_t tile, std::int32_t stage) const {
-    block_.template locate<threads>(source(stage), tile, false);
+  [[nodiscard]] ATTEST_DEVICE Slots::Entry look_up(std::int32_t tile) const { return block_.look_up(first_ + tile); }
+  [[nodiscard]] ATTEST_DEVICE RowSource find(std::int32_t tile, const Slots::Entry& entry) const {
+    return block_.find(first_ + tile, entry, false);
   }
-  ATTEST_DEVICE void fetch(std::int32_t tile, std::int32_t stage) const {
-    const TileSource& from = source(stage);
-    std::byte *const key = key_tile(stage), *const value = value_tile(stage);
-    block_.template fetch<threads>(a_.key, tile, from.key,
-                                   [=](int n, int byte) { return key + swizzled(n, byte, keys); });
-    block_.template fetch<threads>(a_.value, tile, from.value,
-                                   [=](int n, int byte) { return value + swizzled(n, byte, keys); });
+  ATTEST_DEVICE void put(std::int32_t tile, const RowSource& found) const { block_.put(source(tile), found, false); }
+  ATTEST_DEVICE void fetch_keys(std::int32_t tile) const { fetch(a_.key, tile, source(tile).key, key_tile(tile)); }
+  ATTEST_DEVICE void fetch_values(std::int32_t tile) const {
+    fetch(a_.value, tile, source(tile).value, value_tile(tile));
+  }
+  ATTEST_DEVICE void fetch(const KvSide& side, std::int32_t tile, const std::byte* const* from, std::byte* to) const {
+    const auto place = [=](int n, int byte) { return to + swizzled(n, byte, keys); };
+    if constexpr (Usual) {
+      block_.template fetch_rows<threads, keys, 8 * Lines>(side, first_ + tile, from, place);
+    } else {
+      block_.template fetch<threads, 0>(side, first_ + tile, from, place);
+    }
   }
 
-  // --- A warpgroup's part of a tile
+  // --- Turns: number t multiplies with the keys of tile t + 1 and the values of tile t, and there is one before tile 0
 
-  ATTEST_DEVICE void attend(std::int32_t tile, std::int32_t stage) {
-    const std::int32_t first = tile * keys;
-    if (group_.end <= first || group_.begin >= first + keys) return;  // None of its rows sees any of it.
-    float logits[32] = {};
-    const std::byte* const query = shared_ + a_.layout.query + thread_index() / 128 * 64 * 128;
-    hold(logits);
+  /// What the turn multiplies with is there, and nobody needs what it brings in its place.
+  ATTEST_DEVICE static void arrive() {
+    copy_wait<0>();
+    publish_to_products();
+    barrier();
+  }
+  /// Brings the next turn's tiles, in the place of those that the last one multiplied with.
+  ATTEST_DEVICE void fetch_next(std::int32_t turn) {
+    if (turn + 2 < tiles_) fetch_keys(turn + 2);
+    if (turn + 1 < tiles_) fetch_values(turn + 1);
+    copy_commit();
+    if constexpr (Usual) {
+      put(turn + 3, find(turn + 3, entry_));
+      entry_ = look_up(turn + 4);
+    } else {
+      put(turn + 3, find(turn + 3, look_up(turn + 3)));
+    }
+  }
+
+  // --- A warpgroup's part of a turn
+
+  using Logits = float[keys / 2];  ///< Of a tile, then its weights.
+
+  ATTEST_DEVICE void first_product(std::int32_t turn) {
+    Logits logits;  // The first product does not look at what is in there.
     warpgroup_fence();
-    std::int32_t k = 0;
-    do {
-      multiply_add_64<T>(logits, matrix_descriptor(query + (k / 4 * rows * 128 + k % 4 * 32)),
-                         matrix_descriptor(key_tile(stage) + (k / 4 * keys * 128 + k % 4 * 32)));
-    } while (++k < padded_channels() / 16);
-    warpgroup_commit();
-    warpgroup_wait();
+    multiply_keys(logits, turn + 1);
+    fetch_next(turn);
+    warpgroup_wait<0>();
     hold(logits);
-    std::uint32_t weights[keys / 16][4];
-    float factor[2];
-    soften(first, logits, weights, factor);
-    ATTEST_UNROLL
-    for (int line = 0; line < Lines; ++line) {
+    soften(logits, (first_ + turn + 1) * keys);
+    weigh(logits);
+  }
+  ATTEST_DEVICE void both_products(std::int32_t turn) {
+    Logits logits;
+    hold_sums();
+    warpgroup_fence();
+    multiply_keys(logits, turn + 1);
+    if (!Usual) warpgroup_fence();
+    multiply_values(turn);
+    fetch_next(turn);
+    warpgroup_wait<1>();  // For all but the product with values.
+    hold(logits);
+    soften(logits, (first_ + turn + 1) * keys);
+    // The sums of weights are asked too, which are none if they are NaN: so all of the softmax comes before the wait,
+    // while the tensor cores are busy.
+    if (any_in_warp(!(factor_[0] == 1 && factor_[1] == 1 && all_[0] >= 0 && all_[1] >= 0))) {
+      warpgroup_wait<0>();
+      hold_sums();
+      rescale();
+    } else {
+      warpgroup_wait<0>();
+      hold_sums();
+    }
+    weigh(logits);
+  }
+  ATTEST_DEVICE void last_product(std::int32_t turn) {
+    hold_sums();
+    warpgroup_fence();
+    multiply_values(turn);
+    fetch_next(turn);
+    warpgroup_wait<0>();
+    hold_sums();
+  }
+
+  ATTEST_DEVICE void multiply_keys(Logits& logits, std::int32_t tile) const {
+    const std::uint64_t query = matrix_descriptor(shared_ + a_.layout.query + thread_index() / 128 * 64 * 128);
+    const std::uint64_t key = matrix_descriptor(key_tile(tile));
+    const auto multiply = [&](std::int32_t k, bool add) {
+      multiply_add_64<T>(logits, further(query, k / 4 * rows * 128 + k % 4 * 32),
+                         further(key, k / 4 * keys * 128 + k % 4 * 32), add);
+    };
+    multiply(0, false);
+    if constexpr (Usual) {
       ATTEST_UNROLL
-      for (int i = 0; i < 32; ++i) sum_[line][i] *= factor[i / 2 % 2];
-      hold(sum_[line]);
+      for (std::int32_t k = 1; k < 4 * Lines; ++k) multiply(k, true);
     }
-    ATTEST_UNROLL
-    for (int n = 0; n < keys / 16; ++n) hold(weights[n]);
-    warpgroup_fence();
+    warpgroup_commit();
+    if constexpr (!Usual) {
+      for (std::int32_t k = 1; k < padded_channels() / 16; ++k) {
+        // Once would do for all; but ptxas wants a fence and a group in each round of a loop, and else makes its own.
+        warpgroup_fence();
+        multiply(k, true);
+        warpgroup_commit();
+      }
+    }
+  }
+  ATTEST_DEVICE void multiply_values(std::int32_t tile) {
+    const std::uint64_t value = matrix_descriptor(value_tile(tile), keys * 128);
     ATTEST_UNROLL
     for (int n = 0; n < keys / 16; ++n) {
       ATTEST_UNROLL
-      for (int line = 0; line < Lines; ++line) {
-        multiply_add_64<T>(sum_[line], weights[n], matrix_descriptor(value_tile(stage) + (line * keys + n * 16) * 128));
+      for (int part = 0; part < parts; ++part) {
+        multiply_add_64<T>(sum_[part], weights_[n], further(value, (part * columns / 64 * keys + n * 16) * 128));
       }
     }
     warpgroup_commit();
-    warpgroup_wait();
+  }
+  /// Of products with values: what they add to, and their left factors.
+  ATTEST_DEVICE void hold_sums() {
     ATTEST_UNROLL
-    for (int line = 0; line < Lines; ++line) hold(sum_[line]);
+    for (int part = 0; part < parts; ++part) hold(sum_[part]);
+    ATTEST_UNROLL
+    for (int n = 0; n < keys / 16; ++n) hold(weights_[n]);
   }
 
-  /// Turns the logits of a tile into weights by the largest logit so far, as the left factor of the next product, and
-  /// answers by what the sums of before are to be multiplied.
-  ATTEST_DEVICE void soften(std::int32_t first, float (&logits)[32], std::uint32_t (&weights)[keys / 16][4],
-                            float (&factor)[2]) {
+  /// Turns the logits of a tile into weights by the largest logit so far, and finds by what the sums of before are to
+  /// be multiplied.
+  ATTEST_DEVICE void soften(Logits& logits, std::int32_t first) {
     ATTEST_UNROLL
     for (int second = 0; second < 2; ++second) {
       const AttendRow& row = row_[second];
       const bool all = row.seen.begin <= first && row.seen.end >= first + keys;
-      if (all && a_.softcap == 0 && a_.slopes == nullptr && a_.mask == nullptr) {
-        each(second, logits, [&](float& x, std::int32_t) { x *= a_.scale; });
-      } else {
+      const auto mask = [&](auto logit) {
         each(second, logits, [&](float& x, std::int32_t column) {
           const std::int32_t j = first + column;
-          x = j >= row.seen.begin && j < row.seen.end ? row.logit(a_, x, j) : -INFINITY;
+          x = j >= row.seen.begin && j < row.seen.end ? logit(x, j) : -INFINITY;
         });
+      };
+      // By this the numbers are to be multiplied yet; the largest is the largest before and after.
+      float scale = Usual ? a_.scale : 1.0f;
+      if constexpr (Usual) {
+        if (!all) mask([](float x, std::int32_t) { return x; });
+      } else {
+        mask([&](float x, std::int32_t j) { return row.logit(a_, x, j); });
       }
-      float largest = largest_[second];
+      float largest = -INFINITY;
       each(second, logits, [&](const float& x, std::int32_t) { largest = fmaxf(largest, x); });
       // A row's numbers are with four neighbours.
       largest = fmaxf(largest, shuffle_xor(largest, 1));
       largest = fmaxf(largest, shuffle_xor(largest, 2));
+      largest = fmaxf(largest_[second], largest * scale);
+      // A product rounded once is no less than itself rounded twice; where units in the last place are large, their
+      // difference is no small number.
+      constexpr float most_fused = 1 << 20;
+      if (Usual && fabsf(largest) > most_fused) {
+        each(second, logits, [&](float& x, std::int32_t) { x *= scale; });
+        scale = 1;
+      }
       // As long as all is masked, the difference of two infinities would be NaN. The difference comes first: in units
       // of log 2 the lowest number would be an infinity (clause M6), and a factor would not be 1 where nothing has
       // changed.
       const float base = largest == -INFINITY ? 0.0f : largest;
-      factor[second] = power_of_two((largest_[second] - base) * log2_e);
+      factor_[second] = power_of_two((largest_[second] - base) * log2_e);
       largest_[second] = largest;
       float sum = 0;
       each(second, logits, [&](float& x, std::int32_t) {
-        x = power_of_two((x - base) * log2_e);
+        x = power_of_two(fused(x, scale, -base) * log2_e);
         sum += x;
       });
-      all_[second] = all_[second] * factor[second] + sum;
+      all_[second] = all_[second] * factor_[second] + sum;
     }
+  }
+  /// Makes the sums of before fit to be added to.
+  ATTEST_DEVICE void rescale() {
+    ATTEST_UNROLL
+    for (int part = 0; part < parts; ++part) {
+      ATTEST_UNROLL
+      for (int i = 0; i < columns / 2; ++i) sum_[part][i] *= factor_[i / 2 % 2];
+    }
+  }
+  /// Makes the weights the left factor of the next product.
+  ATTEST_DEVICE void weigh(const Logits& logits) {
     // In groups of 8 columns the sums of one product are the fragments of the next one.
     ATTEST_UNROLL
     for (int n = 0; n < keys / 16; ++n) {
       ATTEST_UNROLL
-      for (int i = 0; i < 4; ++i) weights[n][i] = pair_of<T>(logits[8 * n + 2 * i], logits[8 * n + 2 * i + 1]);
+      for (int i = 0; i < 4; ++i) weights_[n][i] = pair_of<T>(logits[8 * n + 2 * i], logits[8 * n + 2 * i + 1]);
     }
   }
   /// Calls `take(number, column)` for this thread's numbers in one of its rows.
-  template <class Numbers, class Take>
-  ATTEST_DEVICE static void each(int second, Numbers& numbers, Take take) {
+  template <int count, class Take>
+  ATTEST_DEVICE static void each(int second, float (&numbers)[count], Take take) {
     ATTEST_UNROLL
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; j < count / 4; ++j) {
       take(numbers[4 * j + 2 * second], own_column(j));
       take(numbers[4 * j + 2 * second + 1], own_column(j) + 1);
     }
@@ -224,11 +343,14 @@ struct Prefill {
       factor = fmaxf(factor, shuffle_xor(factor, 2));
       if (row >= block_.used_rows) continue;
       ATTEST_UNROLL
-      for (int line = 0; line < Lines; ++line) {
-        each(second, sum_[line], [&](const float& x, std::int32_t column) {
-          const std::int32_t channel = 64 * line + column;
-          if (channel < a_.value.width) block_.end_sum(row, channel, x * factor);
-        });
+      for (int part = 0; part < parts; ++part) {
+        ATTEST_UNROLL
+        for (int j = 0; j < columns / 8; ++j) {
+          const std::int32_t channel = part * columns + own_column(j);
+          if (!Usual && channel >= a_.value.width) continue;
+          const float* const own = sum_[part] + (4 * j + 2 * second);
+          block_.template end_sums<T>(row, channel, own[0] * factor, own[1] * factor);
+        }
       }
     }
   }
@@ -236,11 +358,13 @@ struct Prefill {
   const Arguments& a_;
   std::byte* shared_;
   AttendBlock block_;
-  Visibility::Keys group_{0, 0};  ///< Keys that the warpgroup's rows see.
-  // Of this thread's two rows; `all_`: its part of the sum of weights.
+  std::int32_t first_, tiles_;  ///< Of keys.
+  Slots::Entry entry_{};        ///< Usual: of the tile whose source is to be found next, asked a turn before.
+  // Of this thread's two rows; `all_`: its part of the sum of weights; `factor_`: of their sums, for the last tile.
   AttendRow row_[2];
-  float largest_[2] = {-INFINITY, -INFINITY}, all_[2] = {0, 0};
-  float sum_[Lines][32] = {};
+  float largest_[2] = {-INFINITY, -INFINITY}, all_[2] = {0, 0}, factor_[2] = {1, 1};
+  std::uint32_t weights_[keys / 16][4] = {};  ///< As left factors.
+  float sum_[parts][columns / 2] = {};
 };
 
 }  // namespace attest::cuda

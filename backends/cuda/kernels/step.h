@@ -83,17 +83,29 @@ struct Slots {
   std::int32_t pages;  ///< That the cache has.
   Report* report;      ///< Gets page numbers that are none.
 
+  /// What the table says of a position; who asks early need not wait for memory later.
+  struct Entry {
+    std::int32_t quotient, rest, page;
+  };
+  [[nodiscard]] ATTEST_BOTH Entry look_up(std::int32_t b, std::int32_t position) const {
+    const std::int32_t quotient = position / divisor, rest = position - quotient * divisor;
+    return {quotient, rest, table == nullptr ? 0 : table[b * table_sequence + quotient * table_page]};
+  }
+
   struct Slot {
     std::int64_t outer, inner;
     bool there;  ///< False: the table has no page of the cache. Neither read nor write.
   };
+  [[nodiscard]] ATTEST_BOTH Slot slot_of(std::int32_t b, const Entry& entry) const {
+    if (table == nullptr) return {b, entry.rest, true};
+    const bool there = entry.page >= 0 && entry.page < pages;
+    if (!there && report->fault == Fault::none) {
+      *report = {Fault::page, b, entry.quotient, entry.page, 0, pages - 1};
+    }
+    return {entry.page, entry.rest, there};
+  }
   [[nodiscard]] ATTEST_BOTH Slot operator()(std::int32_t b, std::int32_t position) const {
-    const std::int32_t quotient = position / divisor, rest = position - quotient * divisor;
-    if (table == nullptr) return {b, rest, true};
-    const std::int32_t page = table[b * table_sequence + quotient * table_page];
-    const bool there = page >= 0 && page < pages;
-    if (!there && report->fault == Fault::none) *report = {Fault::page, b, quotient, page, 0, pages - 1};
-    return {page, rest, there};
+    return slot_of(b, look_up(b, position));
   }
 };
 
