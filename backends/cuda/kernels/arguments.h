@@ -162,7 +162,7 @@ struct AttendArguments {
 ATTEST_BOTH bool usual_prefill(const AttendArguments& a) {
   const int channels = 64 * prefill_lines(a.key.width, a.value.width);
   return a.key.width == channels && a.value.width == channels && a.key.vectors != 0 && a.value.vectors != 0 &&
-         a.softcap == 0 && a.slopes == nullptr && a.mask == nullptr && a.scale > 0;
+         a.softcap == 0 && a.slopes == nullptr && a.mask == nullptr;
 }
 
 struct CombineArguments {

@@ -72,25 +72,21 @@ struct Prefill {
     }
     begin = same_in_warp(begin);
     end = same_in_warp(end);
-    std::int32_t turn = -1;
-    for (; turn + 1 < begin; ++turn) {
-      arrive();
-      fetch_next(turn);
-    }
-    if (begin < end) {
-      arrive();
-      first_product(turn);
-      for (++turn; turn + 1 < end; ++turn) {
-        arrive();
+    for (std::int32_t turn = -1; turn < tiles_; ++turn) {
+      // What the turn multiplies with is there, and nobody needs what it brings in its place.
+      copy_wait<0>();
+      publish_to_products();
+      barrier();
+      const bool with_keys = turn + 1 >= begin && turn + 1 < end, with_values = turn >= begin && turn < end;
+      if (with_keys && with_values) {
         both_products(turn);
+      } else if (with_keys) {
+        first_product(turn);
+      } else if (with_values) {
+        last_product(turn);
+      } else {
+        fetch_next(turn);
       }
-      arrive();
-      last_product(turn);
-      ++turn;
-    }
-    for (; turn < tiles_; ++turn) {
-      arrive();
-      fetch_next(turn);
     }
     copy_wait<0>();
     finish();
@@ -149,12 +145,6 @@ struct Prefill {
 
   // --- Turns: number t multiplies with the keys of tile t + 1 and the values of tile t, and there is one before tile 0
 
-  /// What the turn multiplies with is there, and nobody needs what it brings in its place.
-  ATTEST_DEVICE static void arrive() {
-    copy_wait<0>();
-    publish_to_products();
-    barrier();
-  }
   /// Brings the next turn's tiles, in the place of those that the last one multiplied with.
   ATTEST_DEVICE void fetch_next(std::int32_t turn) {
     if (turn + 2 < tiles_) fetch_keys(turn + 2);
