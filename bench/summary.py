@@ -109,6 +109,13 @@ def merged(runs):
                 medians = [statistics.median(samples) for samples in rounds]
                 medians = [[round(middle, 3) or middle] for middle in medians]  # no time is 0
                 whole["attest"]["rounds"][entry["name"]] = medians
+    def shape_of(entry):
+        return tuple(entry["name"].rsplit("/", 3)[1:3])
+
+    places = {}  # A shape's entries stand together, whichever run they are of.
+    for entry in whole["benchmarks"]:
+        places.setdefault(shape_of(entry), len(places))
+    whole["benchmarks"].sort(key=lambda entry: places[shape_of(entry)])
     whole["context"]["steal_ticks_after"] = runs[-1]["context"].get("steal_ticks_after", "unknown")
     return whole
 
@@ -181,6 +188,27 @@ def tables(whole):
     return lines
 
 
+def ratios(whole):
+    """Markdown: how many times as long as the first backend's step the others' take; nothing if there are no others."""
+    first, others, rows = None, [], {}
+    for entry in whole["benchmarks"]:
+        backend, kind, shape, temperature = entry["name"].rsplit("/", 3)
+        first = first or backend
+        if backend not in (first, *others):
+            others.append(backend)
+        if not entry.get("error_occurred"):
+            rows.setdefault((f"{kind}/{shape}", temperature), {})[backend] = entry["real_time"]
+    rows = {row: times for row, times in rows.items() if first in times and len(times) > 1}
+    if not rows:
+        return []
+    lines = [f"## How many times as long as {cell(first)}", "", "|shape| |" + "|".join(map(cell, others)) + "|",
+             "|-|-|" + "-:|" * len(others)]
+    for (shape, temperature), times in rows.items():
+        texts = [f"{times[other] / times[first]:.3g}" if other in times else "" for other in others]
+        lines.append(f"|{cell(shape)}|{temperature}|" + "|".join(texts) + "|")
+    return [*lines, ""]
+
+
 def page(name, whole, notes, certified, script):
     context = whole["context"]
     facts = dict(FACTS)
@@ -203,7 +231,7 @@ def page(name, whole, notes, certified, script):
     lines += [f"|{cell(fact.removeprefix('backend '))}|{cell(context[fact])}|" for fact in backends]
     if not certified:
         lines += ["", "These binaries were not certified: the figures are an experiment's."]
-    lines += ["", *tables(whole)]
+    lines += ["", *tables(whole), *ratios(whole)]
     if notes:
         lines += ["## The same binaries, certified in the same run", ""] + [f"- {note}" for note in notes]
     return "\n".join(lines).rstrip() + "\n"
