@@ -200,9 +200,17 @@ void weigh_strip(float* scores, const TileRange* seen, TileRange range, float sc
   store_floats(base, bases);
   for (std::int64_t r = 0; r < strip; ++r) {
     float* const logits = scores + r * tile_keys;
+    // A product that is rounded once differs from the base, which was rounded, by up to half a unit in their last
+    // place: where that is large, by more than an exponential takes. Row by row, for no row depends on another.
+    constexpr float most_fused = 1 << 20;
+    float by = scale;
+    if (bases[r] > most_fused || bases[r] < -most_fused) {
+      for (std::int64_t j = begin; j < end; j += lanes) store_floats(load_floats(logits + j) * scale, logits + j);
+      by = 1;
+    }
     Floats sum = {};
     for (std::int64_t j = begin; j < end; j += lanes) {
-      const Floats weights = exponential(load_floats(logits + j) * scale - bases[r]);
+      const Floats weights = exponential(load_floats(logits + j) * by - bases[r]);
       store_floats(weights, logits + j);
       sum += weights;
     }

@@ -191,6 +191,25 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
   }
 }
 
+TEST_CASE("the largest of huge logits has the weight 1, whatever the rounding of its product") {
+  constexpr float scale = 1234567680;
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    StripSoftmax softmax = fresh();
+    std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
+    for (float& score : scores) score = 8 * number();
+    const std::vector<float> before = scores;
+    kernels.weigh(scores.data(), nullptr, {0, tile_keys}, scale, softmax);
+    for (std::int64_t r = 0; r < kernels.strip; ++r) {
+      const auto row = before.begin() + r * tile_keys;
+      const std::int64_t place = std::max_element(row, row + tile_keys) - row;
+      CHECK(scores[static_cast<std::size_t>(r * tile_keys + place)] == 1);
+      CHECK(softmax.sum[r] == 1);
+      CHECK(softmax.largest[r] == row[place] * scale);
+    }
+  }
+}
+
 TEST_CASE("a row has the same bits wherever it stands in a strip and whatever its neighbours see") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;

@@ -70,6 +70,11 @@ const std::vector<Bug> softmax_bugs{
     {"softmax-no-max@constant",
      [](Hooks& k) { k.maximum = [](const Call& c, float, float) { return 10 * c.numerics.units(); }; }},
 
+    {"softmax-fused-difference",  // by a rounding: the maximum's product has one that the difference has not
+     [](Hooks& k) {
+       wrap(k.reference, [](auto& right, float maximum) { return std::nextafter(right(maximum), minus_infinity); });
+     }},
+
     {"max-floor-zero",
      [](Hooks& k) {
        wrap(k.maximum, [](auto& right, const Call& c, float before, float of_tile) {
