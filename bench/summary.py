@@ -196,7 +196,7 @@ def ratios(whole):
         first = first or backend
         if backend not in (first, *others):
             others.append(backend)
-        if not entry.get("error_occurred"):
+        if not entry.get("error_occurred") and entry["real_time"] > 0:
             rows.setdefault((f"{kind}/{shape}", temperature), {})[backend] = entry["real_time"]
     rows = {row: times for row, times in rows.items() if first in times and len(times) > 1}
     if not rows:

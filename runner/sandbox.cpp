@@ -229,10 +229,11 @@ class Sandbox::Cage : public Confinement {
 /// Without bubblewrap there are no copies: a user of the worker's own would not get at what others may not.
 void Sandbox::Cage::keep_reachable(const fs::path& path) {
   if (uid_ == 0 || has("bubblewrap")) return;
-  auto closed = closed_at(fs::absolute(path).lexically_normal());
   std::error_code missing;
-  const fs::path real = fs::canonical(path, missing);  // of a link, the way to what it leads to as well
-  if (!closed && !missing) closed = closed_at(real);
+  const fs::path real = fs::canonical(path, missing);
+  if (missing) return;  // Its start will say so.
+  auto closed = closed_at(fs::absolute(path).lexically_normal());
+  if (!closed) closed = closed_at(real);  // Of a link, the way to what it leads to as well.
   if (!closed) return;
   lost("uid", closed_text(*closed));
   uid_ = 0;

@@ -181,8 +181,11 @@ void StepPlan::survey(const attest_step& step, const Step& s) {
   a.cached = p.cache != ATTEST_CACHE_NONE ? 1 : 0;
   a.ring = p.cache == ATTEST_CACHE_RING ? 1 : 0;
   a.positions = step.positions != nullptr ? 1 : 0;
-  // The last tile of keys reaches beyond the last of them, and is counted in an int32 too.
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - TileSource::most;
+  // The last tile of keys reaches beyond the last of them, and so do those that are looked up ahead of it; they are
+  // counted in an int32 too.
+  constexpr std::int64_t tiles_ahead = 5, most_tile_keys = prefill_keys(1, true);
+  static_assert(most_tile_keys >= TileSource::most);
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - tiles_ahead * most_tile_keys;
   a.limit = static_cast<std::int32_t>(a.ring != 0 ? most : std::min(p.capacity, most));
   a.query_axis = static_cast<std::int32_t>(s.query_axis);
   a.key_axis = static_cast<std::int32_t>(s.key_axis);
@@ -315,7 +318,9 @@ IntakeSide StepPlan::intake_side(bool key, const attest_step& step, const Tokens
       to.scale_outer = stride(*scale, 0), to.scale_inner = stride(*scale, 1), to.scale_head = stride(*scale, 2);
       to.scale_per_token = 1;
     }
-    vectors = in_vectors(to.data, {to.outer, to.inner, to.head}, to.channel, width, cache_dtype_);
+    // Of a cache without pages nothing can be read in place of a wrong page.
+    vectors = (s.slots.table == nullptr || s.slots.pages > 0) &&
+              in_vectors(to.data, {to.outer, to.inner, to.head}, to.channel, width, cache_dtype_);
   }
   if (step.key != nullptr) {
     side.active = 1;

@@ -99,6 +99,7 @@ void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
 
 template <int count, class Register>
 void hold(Register (&)[count]) {}
+inline void settle(bool) {}
 inline void fail() {
   emulator::fail("a kernel has ended itself");
 }

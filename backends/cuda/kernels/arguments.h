@@ -74,7 +74,7 @@ struct StoreArguments {
 /// Where things lie in a block's shared memory, in bytes; made by the host (layout_of). Of Prefill only keys, query,
 /// stage, stage_bytes, value, source and bytes.
 struct AttendLayout {
-  std::int32_t keys;                ///< Of a tile: 16, 32 or 64.
+  std::int32_t keys;                ///< Of a tile: 16, 32 or 64; of Prefill's 64 or 128.
   std::int32_t query, query_pitch;  ///< Pitches in bytes, multiples of 16.
   std::int32_t logit, logit_pitch, weight, weight_pitch;
   std::int32_t row_state;                      ///< Three floats a row: factor, and at the end the row's results.
@@ -158,11 +158,11 @@ struct AttendArguments {
 
 /// What most models ask for, so that Prefill finds out nothing of it at run time: keys and values of exactly as many
 /// channels as it is compiled for, whose rows can be read 16 bytes at a time, and logits that are products times a
-/// scale and no more.
+/// scale above 0 (the largest product is the largest logit then) and no more.
 ATTEST_BOTH bool usual_prefill(const AttendArguments& a) {
   const int channels = 64 * prefill_lines(a.key.width, a.value.width);
   return a.key.width == channels && a.value.width == channels && a.key.vectors != 0 && a.value.vectors != 0 &&
-         a.softcap == 0 && a.slopes == nullptr && a.mask == nullptr;
+         a.softcap == 0 && a.slopes == nullptr && a.mask == nullptr && a.scale > 0;
 }
 
 struct CombineArguments {

@@ -115,7 +115,7 @@ struct AttendBlock {
     if (thread_index() >= a.layout.keys || j < keys.begin || j >= keys.end) return found;
     if (j < s.cached) {
       const Slots::Slot slot = a.slots.slot_of(b, entry);
-      if (!slot.there) return {anywhere_of(a.key), anywhere_of(a.value), 0, 0};
+      if (!slot.there) return a.slots.pages > 0 ? RowSource{anywhere_of(a.key), anywhere_of(a.value), 0, 0} : found;
       found.key = a.key.cache.at(slot, head);
       found.value = a.value.cache.at(slot, head);
       if (scales) {

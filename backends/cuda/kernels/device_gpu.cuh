@@ -127,6 +127,11 @@ ATTEST_DEVICE void hold(std::uint32_t (&registers)[count]) {
   ATTEST_UNROLL
   for (int i = 0; i < count; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
+/// Has what `condition`, which all lanes of the warp have, hangs on computed before what comes after: ptxas moves a
+/// wait for products up past all that does not touch them, but not past a meeting of the warp that hangs on it.
+ATTEST_DEVICE void settle(bool condition) {
+  if (condition) asm volatile("bar.warp.sync 0xffffffff;\n" ::: "memory");
+}
 /// Ends the kernel with an error that the host will see.
 ATTEST_DEVICE void fail() {
   __trap();

@@ -185,14 +185,11 @@ struct Prefill {
     soften(logits, (first_ + turn + 1) * keys);
     // The sums of weights are asked too, which are none if they are NaN: so all of the softmax comes before the wait,
     // while the tensor cores are busy.
-    if (any_in_warp(!(factor_[0] == 1 && factor_[1] == 1 && all_[0] >= 0 && all_[1] >= 0))) {
-      warpgroup_wait<0>();
-      hold_sums();
-      rescale();
-    } else {
-      warpgroup_wait<0>();
-      hold_sums();
-    }
+    const bool changed = any_in_warp(!(factor_[0] == 1 && factor_[1] == 1 && all_[0] >= 0 && all_[1] >= 0));
+    settle(changed);
+    warpgroup_wait<0>();
+    hold_sums();
+    if (changed) rescale();
     weigh(logits);
   }
   ATTEST_DEVICE void last_product(std::int32_t turn) {
