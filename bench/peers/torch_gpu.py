@@ -31,6 +31,7 @@ SHAPE = re.compile(
     r"_(?P<dtype>f32|f16|bf16)(?P<kv8>_kv8)?(?P<paged>_paged)?(?P<skewed>_skewed)?(?:_heads)?"
 )
 ROUNDS = 5
+MOST_COPIES = 512  # each is a graph of its own
 EPSILON = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 
 
@@ -176,7 +177,7 @@ def measure(torch, device, shape, backend, copies, seconds):
             raise NotTaken(f"scaled_dot_product_attention has no {what}")
     number = {"f32": 4, "f16": 2, "bf16": 2}[shape["dtype"]]
     cache = 2 * shape["batch"] * shape["kv_heads"] * shape["context"] * shape["dim"] * number
-    copies = max(1, min(copies, device.room() // (2 * cache)))
+    copies = max(1, min(copies, MOST_COPIES, device.room() // (2 * cache)))
     first = Step(torch, shape, device.name, 1)
     best, why = None, []
     try:
