@@ -45,7 +45,7 @@ AttendLayout prefill_layout(const Heads& heads, int keys) {
 }  // namespace
 
 EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const Machine& machine) {
-  if (heads.dtype == Storage::f32) return {16, 2, 4, 4, 32};
+  if (heads.dtype == Storage::f32) return {16, 2, 4, 4, most_fused_keys};
   constexpr int most_channels = 64 * most_prefill_lines;
   const bool warpgroups = machine.warpgroup_rows > 0 && rows >= machine.warpgroup_rows && heads.cache == heads.dtype &&
                           heads.key_channels <= most_channels && heads.value_channels <= most_channels;
@@ -54,7 +54,7 @@ EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const 
     return {prefill_rows, prefill_stages, 16, 2, keys};
   }
   const bool tall = rows > 16 && heads.value_channels <= 128;
-  return {tall ? 64 : 16, 3, 16, 2, 64};
+  return {tall ? 64 : 16, 3, 16, 2, most_matrix_keys};
 }
 
 AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine) {

@@ -20,12 +20,12 @@ using abi::Storage;
 
 constexpr std::int64_t stride = 3;
 
-/// Of a format with one byte or two.
 /// Of codes that have one. Not a power of two, and not its own inverse.
 float scale_of(Storage storage) {
   return abi::bytes_of(storage) == 1 ? 0.75f : 1;
 }
 
+/// Of a format with one byte or two.
 std::uint32_t codes_of(Storage storage) {
   return abi::bytes_of(storage) == 1 ? 1u << 8 : 1u << 16;
 }

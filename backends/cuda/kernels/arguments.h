@@ -102,9 +102,12 @@ struct Results {
   }
 };
 
+/// Most keys of a tile of Attend: as many as its softmax has registers for. In f32, and in f16 and bf16.
+inline constexpr int most_fused_keys = 32, most_matrix_keys = 64;
+
 /// Where the rows of one tile come from; null: not there.
 struct TileSource {
-  static constexpr int most = 64;
+  static constexpr int most = most_matrix_keys;
   const std::byte* key[most];
   const std::byte* value[most];
   float key_scale[most], value_scale[most];

@@ -6,8 +6,8 @@
 // What lies in a tile's unused places is finite, except rows of queries that are not there: their results are not used.
 #pragma once
 
+#include "arguments.h"
 #include "device.cuh"
-#include "step.h"
 
 namespace attest::cuda {
 
@@ -19,7 +19,7 @@ template <int Columns>
 struct FusedEngine {
   using Number = float;
   static constexpr Storage storage = Storage::f32;
-  static constexpr int rows = 16, stages = 2, most_keys = 32;
+  static constexpr int rows = 16, stages = 2, most_keys = most_fused_keys;
   static constexpr int channel_unit = 4;  ///< Channels are padded with zeros to a multiple of this.
   static constexpr int most_value_channels = attend_threads * Columns;
 
@@ -102,7 +102,7 @@ struct MatrixEngine {
   static_assert(RowBlocks == 1 || RowBlocks == 2 || RowBlocks == 4);
   using Number = T;
   static constexpr Storage storage = std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16;
-  static constexpr int rows = 16 * RowBlocks, stages = 3, most_keys = 64;
+  static constexpr int rows = 16 * RowBlocks, stages = 3, most_keys = most_matrix_keys;
   static constexpr int channel_unit = 16;
   static constexpr int sharing = attend_threads / 32 / RowBlocks;  ///< Warps that have the same rows.
   static constexpr int most_value_channels = 16 * sharing * Groups;
