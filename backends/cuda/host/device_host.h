@@ -117,23 +117,27 @@ inline std::uint64_t further(std::uint64_t descriptor, int bytes) {
 inline void publish_to_products() {
   emulator::publish_to_products();
 }
-inline void warpgroup_fence() {
-  emulator::warpgroup_fence();
+// Where a kernel calls one of these: the default arguments are the caller's.
+using emulator::Where;
+inline void warpgroup_fence(Where where = Where::current()) {
+  emulator::warpgroup_fence(where);
 }
-inline void warpgroup_commit() {
-  emulator::warpgroup_commit();
+inline void warpgroup_commit(Where where = Where::current()) {
+  emulator::warpgroup_commit(where);
 }
 template <int pending>
-void warpgroup_wait() {
-  emulator::warpgroup_wait(pending);
+void warpgroup_wait(Where where = Where::current()) {
+  emulator::warpgroup_wait(pending, where);
 }
 template <class T, int count>
-void multiply_add_64(float (&d)[count], std::uint64_t a, std::uint64_t b, bool add) {
-  emulator::multiply_add_64(d, 2 * count, add, nullptr, a, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+void multiply_add_64(float (&d)[count], std::uint64_t a, std::uint64_t b, bool add, Where where = Where::current()) {
+  constexpr Storage storage = std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16;
+  emulator::multiply_add_64(d, 2 * count, add, nullptr, a, b, storage, where);
 }
 template <class T, int count>
-void multiply_add_64(float (&d)[count], const std::uint32_t (&a)[4], std::uint64_t b) {
-  emulator::multiply_add_64(d, 2 * count, true, a, 0, b, std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16);
+void multiply_add_64(float (&d)[count], const std::uint32_t (&a)[4], std::uint64_t b, Where where = Where::current()) {
+  constexpr Storage storage = std::is_same_v<T, Half> ? Storage::f16 : Storage::bf16;
+  emulator::multiply_add_64(d, 2 * count, true, a, 0, b, storage, where);
 }
 
 template <class T>

@@ -41,6 +41,7 @@ struct Thread {
 struct Meeting {
   int arrived = 0;
   void (*work)(void* const* lanes) = nullptr;
+  Where where;  ///< In the kernel, if that counts.
   void* lanes[warpgroup] = {};
 };
 
@@ -111,11 +112,11 @@ class Block {
   }
 
   void wait_for_warp(void* mine, void (*work)(void* const* lanes)) {
-    meet(warps_[static_cast<std::size_t>(place.thread / warp)], warp, mine, work);
+    meet(warps_[static_cast<std::size_t>(place.thread / warp)], warp, {}, mine, work);
   }
-  void wait_for_warpgroup(void* mine, void (*work)(void* const* lanes)) {
+  void wait_for_warpgroup(Where where, void* mine, void (*work)(void* const* lanes)) {
     if (count_ % warpgroup != 0) fail("a product of a warpgroup in a block of threads that do not fill theirs");
-    meet(own_warpgroup().meeting, warpgroup, mine, work);
+    meet(own_warpgroup().meeting, warpgroup, where, mine, work);
   }
 
   Thread& running() { return thread(place.thread); }
@@ -127,10 +128,13 @@ class Block {
   }
 
  private:
-  void meet(Meeting& own, int lanes, void* mine, void (*work)(void* const* lanes)) {
+  void meet(Meeting& own, int lanes, Where where, void* mine, void (*work)(void* const* lanes)) {
     const int first = place.thread / lanes * lanes;
-    if (own.arrived == 0) own.work = work;
+    if (own.arrived == 0) own.work = work, own.where = where;
     if (own.work != work) fail("lanes of one warp execute different warp instructions");
+    if (own.where.line() != where.line() || own.where.column() != where.column()) {
+      fail("warps of one warpgroup execute an instruction of all of them at different places");
+    }
     own.lanes[place.thread - first] = mine;
     if (++own.arrived == lanes) {
       own.arrived = 0;
@@ -431,25 +435,25 @@ void publish_to_products() {
   block().running().unpublished = false;
 }
 
-void warpgroup_fence() {
-  block().wait_for_warpgroup(nullptr, [](void* const*) { block().own_warpgroup().fenced = true; });
+void warpgroup_fence(Where where) {
+  block().wait_for_warpgroup(where, nullptr, [](void* const*) { block().own_warpgroup().fenced = true; });
 }
 
-void warpgroup_commit() {
-  block().wait_for_warpgroup(nullptr, [](void* const*) {
+void warpgroup_commit(Where where) {
+  block().wait_for_warpgroup(where, nullptr, [](void* const*) {
     Warpgroup& own = block().own_warpgroup();
     own.groups.push_back(own.products.size());
   });
 }
 
-void warpgroup_wait(int pending) {
-  block().wait_for_warpgroup(&pending, [](void* const* lanes) {
+void warpgroup_wait(int pending, Where where) {
+  block().wait_for_warpgroup(where, &pending, [](void* const* lanes) {
     finish(block().own_warpgroup(), static_cast<std::size_t>(*static_cast<const int*>(lanes[0])));
   });
 }
 
 void multiply_add_64(float* d, int columns, bool add, const std::uint32_t* a_fragments, std::uint64_t a,
-                     std::uint64_t b, abi::Storage storage) {
+                     std::uint64_t b, abi::Storage storage, Where where) {
   struct Lane {
     float* d;
     int columns;
@@ -458,7 +462,7 @@ void multiply_add_64(float* d, int columns, bool add, const std::uint32_t* a_fra
     std::uint64_t a, b;
     abi::Storage storage;
   } lane{d, columns, add, a_fragments, a, b, storage};
-  block().wait_for_warpgroup(&lane, [](void* const* lanes) {
+  block().wait_for_warpgroup(where, &lane, [](void* const* lanes) {
     const auto lane_of = [&](std::size_t t) -> const Lane& { return *static_cast<Lane*>(lanes[t]); };
     Warpgroup& own = block().own_warpgroup();
     if (!own.fenced) fail("a product of a warpgroup without a fence before it");

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <source_location>
 
 namespace attest::cuda::emulator {
 
@@ -57,15 +58,17 @@ std::uint32_t shared_address(const void* shared);
 void publish_to_products();
 
 // wgmma.m64n64k16 and m64n128k16. A product is done at the wait that covers its group; until then its sums are NaN, and
-// if by then one of its factors, in registers or in shared memory, has changed, the process ends.
+// if by then one of its factors, in registers or in shared memory, has changed, the process ends. So it does where the
+// warps of a warpgroup reach one of these at different places: all of them have to execute the same instruction.
 
-void warpgroup_fence();
-void warpgroup_commit();
+using Where = std::source_location;
+void warpgroup_fence(Where where);
+void warpgroup_commit(Where where);
 /// For all groups but the last `pending`.
-void warpgroup_wait(int pending);
+void warpgroup_wait(int pending, Where where);
 /// `d`: `columns` / 2 sums of each thread. `add` false: what is in them does not count. `a_fragments` null: both
 /// factors are in shared memory, row by row. Else `b` lies there with its rows along k.
 void multiply_add_64(float* d, int columns, bool add, const std::uint32_t* a_fragments, std::uint64_t a,
-                     std::uint64_t b, abi::Storage storage);
+                     std::uint64_t b, abi::Storage storage, Where where);
 
 }  // namespace attest::cuda::emulator

@@ -252,7 +252,7 @@ TEST_CASE("a wait for all groups of products but the last leaves that one at wor
 TEST_CASE("what a product of a warpgroup must not meet ends the process") {
   alignas(16) static const std::array<std::byte, 16> source{};
   struct Slip {
-    bool fence = true, publish = true, commit = true, wait = true, keep = true, aligned = true;
+    bool fence = true, publish = true, commit = true, wait = true, together = true, keep = true, aligned = true;
     bool registers = false, keep_registers = true;
     int threads = 128;
   };
@@ -273,7 +273,9 @@ TEST_CASE("what a product of a warpgroup must not meet ends the process") {
         if (slip.commit) warpgroup_commit();
         if (!slip.keep && thread_index() == 0) shared[130] = std::byte{1};
         if (!slip.keep_registers && thread_index() == 0) left[2] = 1;
-        if (slip.wait) warpgroup_wait<0>();
+        const bool here = slip.together || thread_index() / 32 != 1;
+        if (slip.wait && here) warpgroup_wait<0>();
+        if (slip.wait && !here) warpgroup_wait<0>();
       });
     });
   };
@@ -289,6 +291,7 @@ TEST_CASE("what a product of a warpgroup must not meet ends the process") {
   CHECK(run(with([](Slip& s) { s.publish = false; })));
   CHECK(run(with([](Slip& s) { s.commit = false; })));
   CHECK(run(with([](Slip& s) { s.wait = false; })));
+  CHECK(run(with([](Slip& s) { s.together = false; })));
   CHECK(run(with([](Slip& s) { s.keep = false; })));
   CHECK(run(with([](Slip& s) { s.aligned = false; })));
   CHECK(run(with([](Slip& s) { s.threads = 96; })));
