@@ -34,10 +34,12 @@ std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adj
   return chunk;
 }
 
-// A tile is what the kernels work on while the next one is fetched: of all heads of a chunk so many rows that both fit
-// into the second-level cache.
-constexpr std::int64_t tile_bytes = 32 * 1024;
-constexpr std::int64_t least_tile = 8;
+// From the row that is worked on to the one that is fetched meanwhile: about as many bytes; and where kernels read rows
+// side by side, a multiple of as many rows.
+constexpr std::int64_t bytes_ahead = 8192, rows_ahead = 4;
+
+// Sums of a chunk's heads, which are added to for each token; they and what is fetched share the first-level cache.
+constexpr std::int64_t most_sum_bytes = 32 * 1024;
 
 /// All keys that any of the queries sees: from the first one's to the last one's.
 abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
@@ -49,39 +51,39 @@ void multiply(float* to, std::int64_t count, const float* factors) {
   for (std::int64_t i = 0; i < count; ++i) to[i] *= factors[i];
 }
 
-/// Calls visit(head, rows, at) for each tile of a chunk's rows: heads [head, head + heads) in turn, keys [first + at,
-/// ...) of one storage. Memory is fetched in its own order, a tile ahead; behind the last tile comes `then`. But where
-/// `one_query` a head reads its rows and these are one stream, the machine is quicker by itself.
+/// Calls visit(rows, at) for blocks of a chunk's rows: of heads [head, head + heads), keys [first + at, ...) of one
+/// storage, for so many queries a head. Memory is fetched in its own order; behind the last row comes `then`. But where
+/// one query reads the rows of one head, and these are one stream, the machine is quicker by itself.
 template <class Visit>
-void each_tile(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
-               std::int64_t first, std::int64_t end, bool one_query, const RowRun& then, Visit&& visit) {
-  const auto row_bytes = [&](const RowRun& run) {
-    return width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-  };
-  const auto tile_at = [&](std::int64_t from) {
+void each_block(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
+                std::int64_t first, std::int64_t end, std::int64_t queries, const RowRun& then, Visit&& visit) {
+  const auto run_at = [&](std::int64_t from) {
     RowRun run = of.run(b, from, end);
-    run.count = std::min(run.count, std::max(tile_bytes / (heads * row_bytes(run)), least_tile));
     run.data += head * run.head_bytes;
     return run;
   };
-  RowRun next = tile_at(first);
+  RowRun next = run_at(first);
   for (std::int64_t from = first; from < end;) {
-    const RowRun tile = next;
-    const std::int64_t after = from + tile.count;
-    next = after < end ? tile_at(after) : then;
-    const bool stream = one_query && heads == 1 && tile.row_bytes == row_bytes(tile);
-    // Rows without gaps are fetched one after the other. Else each head's come while its own are worked on.
-    const std::int64_t bytes = row_bytes(next);
-    const bool dense = next.head_bytes == bytes && next.row_bytes == heads * bytes;
-    for (std::int64_t h = 0; h < heads; ++h) {
-      RowBlock block{tile.storage, tile.data + h * tile.head_bytes, tile.row_bytes, tile.count, width, nullptr, 0};
+    const RowRun run = next;
+    next = from + run.count < end ? run_at(from + run.count) : then;
+    const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
+    const bool stream = queries == 1 && heads == 1 && run.row_bytes == bytes;
+    const std::int64_t unit = read_in_turn(run.storage, queries) ? 1 : rows_ahead;
+    const std::int64_t units = std::max<std::int64_t>(1, bytes_ahead / (heads * bytes * unit));
+    const std::int64_t last = std::min(run.count, units * unit);
+    const auto visit_rows = [&](std::int64_t row, std::int64_t count, const RowRun& ahead, std::int64_t row_ahead) {
+      if (count == 0) return;
+      RowBlock block{run.storage, run.data + row * run.row_bytes, run.row_bytes, count, width, heads, run.head_bytes};
       if (!stream) {
-        block.ahead = next.data + h * (dense ? tile.count * bytes : next.head_bytes);
-        block.ahead_stride = dense ? bytes : next.row_bytes;
+        block.ahead = ahead.data + row_ahead * ahead.row_bytes;
+        block.ahead_stride = ahead.row_bytes, block.ahead_head_stride = ahead.head_bytes;
       }
-      visit(h, block, from - first);
-    }
-    from = after;
+      visit(block, from + row - first);
+    };
+    // The last rows of a run fetch the first ones of the next.
+    visit_rows(0, run.count - last, run, last);
+    visit_rows(run.count - last, last, next, 0);
+    from += run.count;
   }
 }
 
@@ -104,13 +106,14 @@ bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
          step.value.rows_adjacent();
 }
 
-/// KV heads of a chunk, where the step has `tasks` of one head; more than one if a token's heads are `adjacent`. No
-/// result depends on it.
-std::int64_t FlashDecode::heads_at_once(bool adjacent, std::int64_t tasks) const {
+/// KV heads of a chunk with so many `rows` a head, where the step has `tasks` of one head; more than one if a token's
+/// heads are `adjacent`. No result depends on it.
+std::int64_t FlashDecode::heads_at_once(bool adjacent, std::int64_t tasks, std::int64_t rows) const {
   if (!adjacent) return 1;
   // Every thread shall have a few chunks.
-  const std::int64_t most = tasks / (2 * static_cast<std::int64_t>(spaces_.size()));
-  return std::clamp<std::int64_t>(most, 1, problem_.kv_heads);
+  const std::int64_t some = tasks / (2 * static_cast<std::int64_t>(spaces_.size()));
+  const std::int64_t near = most_sum_bytes / (rows * padded(v_dim_) * static_cast<std::int64_t>(sizeof(float)));
+  return std::clamp<std::int64_t>(std::min(some, near), 1, problem_.kv_heads);
 }
 
 /// Lists the chunks, and answers how many rows their parts have.
@@ -132,10 +135,9 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     place += count * problem_.kv_heads * rows;
     tasks += count * problem_.kv_heads;
   }
-  const std::int64_t at_once = heads_at_once(adjacent, tasks);
   for (std::size_t i = 0; i < wholes_.size(); i += static_cast<std::size_t>(problem_.kv_heads)) {
     const Whole& whole = wholes_[i];
-    const std::int64_t b = whole.sequence;
+    const std::int64_t b = whole.sequence, at_once = heads_at_once(adjacent, tasks, whole.rows);
     const abi::KeyRange seen = seen_by_any(problem_, step.extents.queries[b], step.extents.total(b));
     const std::int64_t keys = chunk_keys(seen.end - seen.begin, problem_.kv_heads, adjacent);
     for (std::int64_t n = 0; n < whole.count; ++n) {
@@ -216,18 +218,15 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
   };
   const RowRun values = run_at(step.value, chunk),
                keys = run_at(step.key, next != nullptr && next->first < next->end ? *next : chunk);
-  each_tile(step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, rows == 1, values,
-            [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
-              kernels_.multiply(block, query + h * rows * wide, rows, products + h * rows * leading + at, leading);
-            });
+  each_block(
+      step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, rows, values,
+      [&](const RowBlock& block, std::int64_t at) { kernels_.multiply(block, query, rows, products + at, leading); });
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_tile(step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, rows == 1, keys,
-            [&](std::int64_t h, const RowBlock& block, std::int64_t at) {
-              kernels_.blend(block, products + h * rows * leading + at, leading, rows,
-                             blended + h * rows * padded(v_dim_));
-            });
+  each_block(
+      step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, rows, keys,
+      [&](const RowBlock& block, std::int64_t at) { kernels_.blend(block, products + at, leading, rows, blended); });
 }
 
 /// Turns the products into weights relative to the row's largest logit.

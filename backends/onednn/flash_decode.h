@@ -45,7 +45,7 @@ class FlashDecode {
     double sum;     ///< Of exp(logit - largest).
   };
   std::int64_t cut(const AttentionStep& step);
-  [[nodiscard]] std::int64_t heads_at_once(bool adjacent, std::int64_t tasks) const;
+  [[nodiscard]] std::int64_t heads_at_once(bool adjacent, std::int64_t tasks, std::int64_t rows) const;
   /// Floats from one row of a chunk's products to the next.
   static std::int64_t leading_of(const Chunk& chunk) {
     return padded(std::max<std::int64_t>(chunk.end - chunk.first, 0)) + row_padding;

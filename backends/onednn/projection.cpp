@@ -23,10 +23,10 @@ constexpr std::int64_t most_few = 24;
 // With more tokens than these, rows of weights are read in parts, so that as much of all tokens stays in the
 // first-level cache. Fewer leave room for whole rows, which memory likes better.
 constexpr std::int64_t most_whole = 4, part_width = 512;
-// Bytes of weights that a thread takes at a time; while it works on them, the next ones are fetched.
-constexpr std::int64_t block_bytes = 64 * 1024;
+// Bytes of weights that a thread takes at a time, and how far ahead it fetches whole rows.
+constexpr std::int64_t block_bytes = 64 * 1024, bytes_ahead = 8192;
 // What the kernels take at a time.
-constexpr std::int64_t kernel_rows = 16;
+constexpr std::int64_t kernel_rows = 8;
 
 memory::desc matrix(std::int64_t rows, std::int64_t columns, std::int64_t row_stride, std::int64_t column_stride) {
   return {{rows, columns}, fp32, {row_stride, column_stride}};
@@ -57,7 +57,8 @@ Projection::Projection(const dnnl::engine& engine, const DLTensor& weight, const
   if (in_stride == 1 && in_ > 0) {
     const std::int64_t row = out_stride * static_cast<std::int64_t>(abi::bytes_of(w.storage()));
     const auto* const first = static_cast<const char*>(w.address(0, 0));
-    stored_ = {w.storage(), first, row, out_, in_, first, row};
+    stored_ = {w.storage(), first, row, out_, in_};
+    stored_.ahead_stride = row;
   }
   const bool even = (in_stride == 1 && out_stride >= in_) || (out_stride == 1 && in_stride >= out_);
   if (!even || w.storage() != Storage::f32) {
@@ -139,8 +140,10 @@ void Projection::multiply_few(const float* x, float* y, std::int64_t rows) {
     float sums[most_few * kernel_rows];
     for (std::int64_t c = 0; c < in_; c += part, weights.first += part * element) {
       weights.width = std::min(part, in_ - c);
-      // The next part of these rows, or the first one of the next.
-      weights.ahead = weights.first + (c + part < in_ ? part * element : weights.count * stride - c * element);
+      // Of rows in parts, the next part, or the first one of the next rows.
+      weights.ahead = weights.first + (part == in_      ? bytes_ahead
+                                       : c + part < in_ ? part * element
+                                                        : weights.count * stride - c * element);
       if (c == 0) {
         kernels_->multiply(weights, x, rows, y + begin, out_);
         continue;

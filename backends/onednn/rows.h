@@ -14,16 +14,29 @@ namespace attest::onednn {
 
 struct TileKernels;
 
-/// Rows of `width` adjacent elements, row j at first + j * stride (in bytes). While it is worked on, as many bytes from
-/// ahead + j * ahead_stride on are fetched into the cache: what will be read soon. They are not read, so `ahead` may
-/// point anywhere. Null, and ahead_stride 0: nothing is fetched, because the machine does that better by itself.
+/// Rows of `width` adjacent elements: row j of head h at first + j * stride + h * head_stride (in bytes). While it is
+/// worked on, as many bytes from ahead + j * ahead_stride + h * ahead_head_stride on are fetched into the cache: what
+/// will be read soon. They are not read, so `ahead` may point anywhere. Null, and its strides 0: nothing is fetched,
+/// because the machine does that better by itself.
 struct RowBlock {
   abi::Storage storage;
   const char* first;
   std::int64_t stride, count, width;
-  const char* ahead;
-  std::int64_t ahead_stride;
+  std::int64_t heads = 1, head_stride = 0;
+  const char* ahead = nullptr;
+  std::int64_t ahead_stride = 0, ahead_head_stride = 0;
 };
+
+/// For how many queries the kernels read a block's rows one after the other, all heads of row 0, of row 1 and so on:
+/// reading them is what takes the time then. For more queries, or narrower elements, the arithmetic does, and some rows
+/// of a head are read side by side.
+constexpr int most_in_turn(abi::Storage storage) {
+  const bool halves = storage == abi::Storage::f16 || storage == abi::Storage::bf16;
+  return storage == abi::Storage::f32 ? 4 : halves ? 2 : 0;
+}
+constexpr bool read_in_turn(abi::Storage storage, std::int64_t queries) {
+  return queries <= most_in_turn(storage);
+}
 
 /// Floats of a padded row, of any width; most lanes that a kernel has.
 constexpr std::int64_t row_padding = 16;
@@ -36,7 +49,8 @@ struct RowSum {
   double sum;     ///< Of the exponentials.
 };
 
-/// A result's bits depend on the rows' contents and on the number of query rows, not on where rows lie or how they are
+/// Each head of a block has `queries` query rows, products and blends of its own, one head's behind the other's. A
+/// result's bits depend on the rows' contents and on the number of query rows, not on where rows lie or how they are
 /// divided into blocks. A quantised element counts as its code.
 struct RowKernels {
   const char* name;  ///< Of the instruction set.

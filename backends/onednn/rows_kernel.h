@@ -6,12 +6,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "rows.h"
 
 #if ATTEST_ROW_LANES > 4
 #include <immintrin.h>
 #endif
+
+#define ATTEST_INLINE __attribute__((always_inline))
 
 namespace attest::onednn {
 
@@ -147,10 +151,24 @@ inline Floats load_some(const char* from, std::int64_t count) {
   return load<storage>(elements);
 }
 
+/// a * b + sum, fused wherever the vectors can: left to the compiler, one loop's may be and another's not, and a
+/// result's bits would depend on how many rows are side by side.
+ATTEST_INLINE inline Floats add_product(Floats sum, Floats a, Floats b) {
+#if ATTEST_ROW_LANES == 16
+  return reinterpret_cast<Floats>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(sum)));
+#elif ATTEST_ROW_LANES == 8
+  return reinterpret_cast<Floats>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(sum)));
+#else
+  return a * b + sum;
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums across lanes
 
-/// Sums of neighbours: one step of the tree that turns `lanes` vectors into the vector of their sums.
+/// Sums of neighbours: one step of the tree that turns four vectors into their sums.
 inline Floats add_neighbours(Floats a, Floats b) {
 #if ATTEST_ROW_LANES == 16
   return __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
@@ -163,226 +181,316 @@ inline Floats add_neighbours(Floats a, Floats b) {
 #endif
 }
 
-#if ATTEST_ROW_LANES > 4
-/// The same for neighbouring quarters of 4 lanes.
-inline Floats add_quarters(Floats a, Floats b) {
-#if ATTEST_ROW_LANES == 16
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-#else
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
-         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-#endif
-}
-#endif
+typedef float Four __attribute__((vector_size(16)));
 
 /// Lane k of the result is the sum of vector k.
-inline Floats sums_of(const Floats* vectors) {
-  Floats fours[lanes / 4];
-  for (int i = 0; i < lanes / 4; ++i) {
-    const Floats* const v = vectors + 4 * i;
-    fours[i] = add_neighbours(add_neighbours(v[0], v[1]), add_neighbours(v[2], v[3]));
-  }
+ATTEST_INLINE inline Four sums_of(const Floats (&vectors)[4]) {
+  const Floats fours = add_neighbours(add_neighbours(vectors[0], vectors[1]), add_neighbours(vectors[2], vectors[3]));
 #if ATTEST_ROW_LANES == 16
-  return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+  return (__builtin_shufflevector(fours, fours, 0, 1, 2, 3) + __builtin_shufflevector(fours, fours, 4, 5, 6, 7)) +
+         (__builtin_shufflevector(fours, fours, 8, 9, 10, 11) + __builtin_shufflevector(fours, fours, 12, 13, 14, 15));
 #elif ATTEST_ROW_LANES == 8
-  return add_quarters(fours[0], fours[1]);
+  return __builtin_shufflevector(fours, fours, 0, 1, 2, 3) + __builtin_shufflevector(fours, fours, 4, 5, 6, 7);
 #else
-  return fours[0];
+  return fours;
 #endif
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The order of reading
+//
+// In turn (read_in_turn): memory is at its quickest where rows are read one after the other as they lie, and the sums
+// of values wait in the first-level cache meanwhile; side by side, they take a third longer to come (measured on Zen
+// 5). Beside: some tokens' rows of a head share each load of a query and of a sum.
+
+template <int n>
+using Known = std::integral_constant<int, n>;
+
+/// Rows side by side: as many as leave registers for the sums of four queries.
+constexpr int side_by_side = lanes == 16 ? 4 : 2;
+
+/// Calls visit(known), a constant that is the number of queries, and answers true; false if rows are not to be read in
+/// turn for so many.
+template <Storage storage, class Visit>
+inline bool in_turn(std::int64_t queries, const Visit& visit) {
+  return [&]<int... n>(std::integer_sequence<int, n...>) {
+    return ((read_in_turn(storage, n + 1) && queries == n + 1 && (visit(Known<n + 1>{}), true)) || ...);
+  }
+  (std::make_integer_sequence<int, 4>{});
+}
+
+ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
+#pragma GCC unroll 8
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
+}
+
+/// What comes with `tokens` rows of head h side by side. Without gaps the next tokens' rows come in their order, though
+/// these ones' heads come one after the other.
+template <int tokens>
+ATTEST_INLINE inline void fetch_beside(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes) {
+  if (block.ahead == nullptr) return;
+  const bool dense = block.ahead_head_stride == bytes && block.ahead_stride == block.heads * bytes;
+  if (dense) ahead += h * (tokens - 1) * bytes;
+  for (int i = 0; i < tokens; ++i) fetch(ahead + i * (dense ? bytes : block.ahead_stride), bytes);
+}
+
+/// Calls visit(tokens, heads, row, ahead, j, h) for so many rows at a time, from row j of head h on: constants that are
+/// the given ones or, for what is left over, 1. All heads of a token come before the next token.
+template <int tokens, int heads, class Visit>
+ATTEST_INLINE inline void each_row(const RowBlock& block, const Visit& visit) {
+  const auto all_heads = [&](auto t, std::int64_t j) ATTEST_INLINE {
+    const char* row = block.first + j * block.stride;
+    const char* ahead = block.ahead + j * block.ahead_stride;
+    std::int64_t h = 0;
+    const auto take = [&](auto n) ATTEST_INLINE {
+      for (; h + n <= block.heads; h += n, row += n * block.head_stride, ahead += n * block.ahead_head_stride) {
+        visit(t, n, row, ahead, j, h);
+      }
+    };
+    take(Known<heads>{});
+    if constexpr (heads > 1) take(Known<1>{});
+  };
+  std::int64_t j = 0;
+  for (; j + tokens <= block.count; j += tokens) all_heads(Known<tokens>{}, j);
+  if constexpr (tokens > 1) {
+    for (; j < block.count; ++j) all_heads(Known<1>{}, j);
+  }
+}
+
+/// Calls visit(c, odd, load) for the vectors of a row of `width` elements: load(row) is the one from channel c on, and
+/// `odd`, a constant 0 or 1, says which of two sums it goes to. A known width (0: it is not) is unrolled.
+template <Storage storage, int known_width, class Visit>
+ATTEST_INLINE inline void each_vector(std::int64_t width, const Visit& visit) {
+  const auto whole = [&](std::int64_t c, auto odd) ATTEST_INLINE {
+    visit(c, odd, [=](const char* row) ATTEST_INLINE { return load<storage>(row + c * element_bytes<storage>); });
+  };
+  constexpr Known<0> even{};
+  constexpr Known<1> odd{};
+  std::int64_t c = 0;
+  if constexpr (known_width != 0) {
+    static_assert(known_width % (2 * lanes) == 0);
+#pragma GCC unroll 16
+    for (; c < known_width; c += 2 * lanes) whole(c, even), whole(c + lanes, odd);
+  } else {
+    for (; c + 2 * lanes <= width; c += 2 * lanes) whole(c, even), whole(c + lanes, odd);
+    if (c + lanes <= width) {
+      whole(c, even);
+      c += lanes;
+    }
+    if (c < width) {
+      visit(c, odd, [=](const char* row) ATTEST_INLINE {
+        return load_some<storage>(row + c * element_bytes<storage>, width - c);
+      });
+    }
+  }
+}
+
+/// Calls visit(known) with a constant that is the width, if that is a usual one, or 0.
+template <class Visit>
+inline void by_width(std::int64_t width, const Visit& visit) {
+  if (width == 128) return visit(Known<128>{});
+  if (width == 64) return visit(Known<64>{});
+  visit(Known<0>{});
+}
+
+/// Calls visit(taken, r) for groups of queries that are as large as can be, from query r on: a constant 4, 2 or 1.
+template <class Visit>
+ATTEST_INLINE inline void in_groups(std::int64_t queries, const Visit& visit) {
+  std::int64_t r = 0;
+  for (; r + 4 <= queries; r += 4) visit(Known<4>{}, r);
+  if (r + 2 <= queries) visit(Known<2>{}, r), r += 2;
+  if (r < queries) visit(Known<1>{}, r);
+}
+
+/// What comes from a pointer after this is found by constant offsets from it: GCC would keep every one of them in a
+/// register of its own, and the pointers of a row in its vectors.
+template <class Element>
+ATTEST_INLINE inline void anchor(Element*& pointer) {
+  asm("" : "+r"(pointer));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The products
 
-/// Into the second-level cache: rows a multiple of 4 KiB apart share so few sets of the first that they would push each
-/// other out.
-inline void fetch(const char* from, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
-}
-
-/// Where the rows of a pass come from: memory, while the next ones are fetched; memory, as a stream that the machine
-/// fetches; or the cache, where an earlier pass has left them.
-enum class Origin { fetched, stream, near };
-
-/// How rows come to the first of some passes over them, and to the others.
-template <int queries>
-inline Origin origin_of(const RowBlock& block, std::int64_t query) {
-  if (query != 0) return Origin::near;
-  return block.ahead != nullptr ? Origin::fetched : queries == 1 ? Origin::stream : Origin::near;
-}
-
-/// Lane r * keys + k: query row r times key row k. Each load of a key serves all the queries, and the sums leave the
-/// registers as results. `even`: the width is a number of vectors. The loops over registers are unrolled before
-/// anything else sees them, and those over channels run at least once: else GCC keeps the sums in memory.
-template <Storage storage, int queries, int keys, bool even, Origin origin>
-inline Floats multiply_rows(const char* first, std::int64_t stride, std::int64_t width, const float* query,
-                            const char* ahead, std::int64_t ahead_stride) {
-  // A stream is read row by row, or it is none. So are rows of floats for a folded group of four: their reading is what
-  // takes the time. Narrower ones, and those of more queries, share each load of a query; and with one or two queries
-  // the sums of one row would wait for each other.
-  constexpr int rows = origin == Origin::stream ? 1 : element_bytes<storage> == 4 && queries <= 4 ? 4 / queries : 4;
-  constexpr int together = keys < rows ? keys : rows;
-  const std::int64_t apart = padded(width);
-  Floats sums[lanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) sums[i] = Floats{};
-#pragma GCC unroll 16
-  for (int k0 = 0; k0 < keys; k0 += together) {
-    const char* const row = first + k0 * stride;
-    const auto take = [&](std::int64_t c, const auto& key_of) __attribute__((always_inline)) {
-      Floats key[together];
+/// products[n / queries * apart + n % queries * leading] = the sum of vector n.
+template <int queries, int count>
+ATTEST_INLINE inline void write_sums(const Floats (&sums)[count], float* products, std::int64_t leading,
+                                     std::int64_t apart) {
 #pragma GCC unroll 4
-      for (int k = 0; k < together; ++k) {
-        if constexpr (origin == Origin::fetched) {
-          __builtin_prefetch(ahead + (k0 + k) * ahead_stride + c * element_bytes<storage>, 0, 2);
-        }
-        key[k] = key_of(row + k * stride + c * element_bytes<storage>);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < queries; ++r) {
-        const Floats q = load_floats(query + r * apart + c);
+  for (int n = 0; n < count; n += 4) {
+    Floats four[4] = {};
+    for (int k = 0; k < 4 && n + k < count; ++k) four[k] = sums[n + k];
+    const Four totals = sums_of(four);
 #pragma GCC unroll 4
-        for (int k = 0; k < together; ++k) sums[r * keys + k0 + k] += key[k] * q;
-      }
-    };
-    std::int64_t c = 0;
-    if constexpr (even) {
-      do {
-        take(c, [](const char* from) { return load<storage>(from); });
-        c += lanes;
-      } while (c < width);
-    } else {
-      for (; c + lanes <= width; c += lanes) take(c, [](const char* from) { return load<storage>(from); });
-      take(c, [&](const char* from) { return load_some<storage>(from, width - c); });
+    for (int k = 0; k < 4; ++k) {
+      if (n + k < count) products[(n + k) / queries * apart + (n + k) % queries * leading] = totals[k];
     }
   }
-  return sums_of(sums);
 }
 
-/// Keys [j, end) of a block, as many at a time as make one vector of products.
-template <Storage storage, int queries, bool even, Origin origin>
-inline void multiply_tile(const RowBlock& block, std::int64_t j, std::int64_t end, const float* query, float* products,
-                          std::int64_t leading) {
-  const auto take = [&]<int keys>() {
-    for (; j + keys <= end; j += keys) {
-      const Floats all = multiply_rows<storage, queries, keys, even, origin>(
-          block.first + j * block.stride, block.stride, block.width, query, block.ahead + j * block.ahead_stride,
-          block.ahead_stride);
-      for (int r = 0; r < queries; ++r) {
-        std::memcpy(products + r * leading + j, reinterpret_cast<const float*>(&all) + r * keys, sizeof(float) * keys);
-      }
+template <Storage storage, int queries, int known_width>
+void multiply_in_turn(const RowBlock& keys, const float* query, float* products, std::int64_t leading) {
+  const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
+  const auto take = [&](auto tokens, auto heads, const char* row, const char* ahead, std::int64_t j,
+                        std::int64_t h) ATTEST_INLINE {
+    constexpr int rows = tokens * heads;
+    Floats sums[rows * queries];
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; ++i) {
+      const char* const own_ahead = ahead + i * (tokens > 1 ? keys.ahead_stride : keys.ahead_head_stride);
+      if (known_width != 0 && keys.ahead != nullptr) fetch(own_ahead, known_width * element_bytes<storage>);
+      const char* from = row + i * (tokens > 1 ? keys.stride : keys.head_stride);
+      const float* own = query + (h + (tokens > 1 ? 0 : i)) * queries * apart;
+      anchor(from);
+      anchor(own);
+      // In two sums: else each product would wait for the one before.
+      Floats sum[2][queries] = {};
+      each_vector<storage, known_width>(width, [&](std::int64_t c, auto odd, const auto& key_of) ATTEST_INLINE {
+        // A row may be long.
+        if (known_width == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+          __builtin_prefetch(own_ahead + c * element_bytes<storage>, 0, 3);
+        }
+        const Floats key = key_of(from);
+#pragma GCC unroll 4
+        for (int r = 0; r < queries; ++r) {
+          sum[odd][r] = add_product(sum[odd][r], key, load_floats(own + r * apart + c));
+        }
+      });
+#pragma GCC unroll 4
+      for (int r = 0; r < queries; ++r) sums[i * queries + r] = sum[0][r] + sum[1][r];
     }
+    write_sums<queries>(sums, products + h * queries * leading + j, leading, tokens > 1 ? 1 : queries * leading);
   };
-  constexpr int most = lanes / queries;
-  take.template operator()<most>();
-  if constexpr (most > 4) take.template operator()<4>();
-  if constexpr (most > 1) take.template operator()<1>();
+  // The sums of four rows and queries leave the registers together.
+  constexpr int together = queries == 1 ? 4 : queries == 2 ? 2 : 1;
+  if (keys.heads == 1) {
+    each_row<together, 1>(keys, take);
+  } else {
+    each_row<1, together>(keys, take);
+  }
+}
+
+template <Storage storage, int known_width>
+void multiply_beside(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
+                     std::int64_t leading) {
+  const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
+  const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
+                        std::int64_t h) ATTEST_INLINE {
+    if (known_width != 0) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
+    in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
+      constexpr int tokens = some, taken = group;
+      const char* from[tokens];
+      for (int i = 0; i < tokens; ++i) from[i] = row + i * keys.stride;
+      const float* own = query + (h * queries + r) * apart;
+      anchor(own);
+      Floats sums[tokens * taken] = {};
+      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
+        // A row may be long.
+        if (known_width == 0 && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+          for (int i = 0; i < tokens; ++i) {
+            __builtin_prefetch(ahead + i * keys.ahead_stride + c * element_bytes<storage>, 0, 3);
+          }
+        }
+        Floats key[tokens];
+#pragma GCC unroll 4
+        for (int i = 0; i < tokens; ++i) key[i] = key_of(from[i]);
+#pragma GCC unroll 4
+        for (int k = 0; k < taken; ++k) {
+          const Floats q = load_floats(own + k * apart + c);
+#pragma GCC unroll 4
+          for (int i = 0; i < tokens; ++i) {
+            sums[i * taken + k] = add_product(sums[i * taken + k], key[i], q);
+          }
+        }
+      });
+      write_sums<taken>(sums, products + (h * queries + r) * leading + j, leading, 1);
+    });
+  };
+  each_row<side_by_side, 1>(keys, take);
 }
 
 template <Storage storage>
 void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                   std::int64_t leading) {
-  const std::int64_t apart = padded(keys.width);
-  // As many keys at a time as the longest of the vectors have, so that they are still near for the next queries.
-  for (std::int64_t j = 0; j < keys.count; j += lanes) {
-    const std::int64_t end = keys.count - j < lanes ? keys.count : j + lanes;
-    std::int64_t r = 0;
-    const auto take = [&]<int taken>() {
-      for (; r + taken <= queries; r += taken) {
-        const Origin origin = origin_of<taken>(keys, r);
-        const auto tile = keys.width % lanes != 0     ? multiply_tile<storage, taken, false, Origin::near>
-                          : origin == Origin::fetched ? multiply_tile<storage, taken, true, Origin::fetched>
-                          : origin == Origin::stream  ? multiply_tile<storage, taken, true, Origin::stream>
-                                                      : multiply_tile<storage, taken, true, Origin::near>;
-        tile(keys, j, end, query + r * apart, products + r * leading, leading);
-      }
-    };
-    if constexpr (lanes >= 8) take.template operator()<8>();
-    take.template operator()<4>();
-    take.template operator()<2>();
-    take.template operator()<1>();
-  }
+  by_width(keys.width, [&](auto width) {
+    const auto few = [&](auto known) { multiply_in_turn<storage, known, width>(keys, query, products, leading); };
+    if (!in_turn<storage>(queries, few)) multiply_beside<storage, width>(keys, query, queries, products, leading);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The blend
 
-// Value rows whose part of a column of vectors is added before the sums go back to memory.
-constexpr std::int64_t blend_tile = 16;
-
-/// `vectors` vectors from column c on of `queries` rows.
-template <Storage storage, int queries, int vectors, bool partial, Origin origin>
-inline void blend_columns(const RowBlock& block, std::int64_t c, const float* weights, std::int64_t leading,
-                          float* blended) {
-  const std::int64_t width = block.width, apart = padded(width);
-  Floats sum[queries][vectors];
-  for (int r = 0; r < queries; ++r) {
-    for (int v = 0; v < vectors; ++v) sum[r][v] = load_floats(blended + r * apart + c + v * lanes);
-  }
-  for (std::int64_t j = 0; j < block.count; ++j) {
-    const char* const from = block.first + j * block.stride + c * element_bytes<storage>;
-    if constexpr (origin == Origin::fetched) {
-      fetch(block.ahead + j * block.ahead_stride + c * element_bytes<storage>,
-            vectors * lanes * element_bytes<storage>);
+template <Storage storage, int queries, int known_width>
+void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t leading, float* blended) {
+  const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
+  const auto take = [&](auto, auto, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
+    if (values.ahead != nullptr) {
+      fetch(ahead, width * element_bytes<storage>);
     }
-    Floats value[vectors];
-    for (int v = 0; v < vectors; ++v) {
-      value[v] =
-          partial ? load_some<storage>(from, width - c) : load<storage>(from + v * lanes * element_bytes<storage>);
-      // The compiler shall leave a stream in its order.
-      if constexpr (queries == 1 && origin != Origin::near) asm volatile("" ::: "memory");
-    }
-    for (int r = 0; r < queries; ++r) {
-      const float weight = weights[r * leading + j];
-      for (int v = 0; v < vectors; ++v) sum[r][v] += weight * value[v];
-    }
-  }
-  for (int r = 0; r < queries; ++r) {
-    for (int v = 0; v < vectors; ++v) store_floats(sum[r][v], blended + r * apart + c + v * lanes);
-  }
+    const float* const own_weights = weights + h * queries * leading + j;
+    float* own = blended + h * queries * apart;
+    anchor(row);
+    anchor(own);
+    Floats weight[queries];
+#pragma GCC unroll 4
+    for (int r = 0; r < queries; ++r) weight[r] = Floats{} + own_weights[r * leading];
+    each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+      const Floats value = value_of(row);
+#pragma GCC unroll 4
+      for (int r = 0; r < queries; ++r) {
+        float* const sum = own + r * apart + c;
+        store_floats(add_product(load_floats(sum), weight[r], value), sum);
+      }
+    });
+  };
+  each_row<1, 1>(values, take);
 }
 
-/// As many vectors at a time as leave registers for the values. For a folded group no more than two cache lines of a
-/// row: its rows lie apart, and what the machine fetches by itself from more of each would push the others out. For a
-/// stream whole rows of usual width, though the sums outgrow the registers: half a row at a time is no stream.
-template <Storage storage, int queries, Origin origin>
-inline void blend_rows(const RowBlock& block, const float* weights, std::int64_t leading, float* blended) {
-  constexpr int registers = ATTEST_ROW_LANES == 16 ? 16 : 8, each = registers / queries < 8 ? registers / queries : 8;
-  constexpr int of_lines = 128 / (lanes * element_bytes<storage>), folded = of_lines < each ? of_lines : each;
-  constexpr int vectors = origin == Origin::stream ? 128 / lanes : queries == 4 ? folded : each;
-  std::int64_t c = 0;
-  for (; c + vectors * lanes <= block.width; c += vectors * lanes) {
-    blend_columns<storage, queries, vectors, false, origin>(block, c, weights, leading, blended);
-  }
-  for (; c + lanes <= block.width; c += lanes) {
-    blend_columns<storage, queries, 1, false, origin>(block, c, weights, leading, blended);
-  }
-  if (c < block.width) blend_columns<storage, queries, 1, true, origin>(block, c, weights, leading, blended);
+template <Storage storage, int known_width>
+void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
+                  float* blended) {
+  const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
+  const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
+                        std::int64_t h) ATTEST_INLINE {
+    fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
+    in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
+      constexpr int tokens = some, taken = group;
+      const char* from[tokens];
+      for (int i = 0; i < tokens; ++i) from[i] = row + i * values.stride;
+      const float* const own_weights = weights + (h * queries + r) * leading + j;
+      float* own = blended + (h * queries + r) * apart;
+      anchor(own);
+      Floats weight[taken][tokens];
+#pragma GCC unroll 4
+      for (int k = 0; k < taken; ++k) {
+#pragma GCC unroll 4
+        for (int i = 0; i < tokens; ++i) weight[k][i] = Floats{} + own_weights[k * leading + i];
+      }
+      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+        Floats value[tokens];
+#pragma GCC unroll 4
+        for (int i = 0; i < tokens; ++i) value[i] = value_of(from[i]);
+#pragma GCC unroll 4
+        for (int k = 0; k < taken; ++k) {
+          Floats sum = load_floats(own + k * apart + c);
+#pragma GCC unroll 4
+          for (int i = 0; i < tokens; ++i) sum = add_product(sum, weight[k][i], value[i]);
+          store_floats(sum, own + k * apart + c);
+        }
+      });
+    });
+  };
+  each_row<side_by_side, 1>(values, take);
 }
 
 template <Storage storage>
 void blend_all(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                float* blended) {
-  const std::int64_t apart = padded(values.width);
-  for (std::int64_t j = 0; j < values.count; j += blend_tile) {
-    const std::int64_t tile = values.count - j < blend_tile ? values.count - j : blend_tile;
-    RowBlock block = values;
-    block.first += j * values.stride, block.count = tile, block.ahead += j * values.ahead_stride;
-    std::int64_t r = 0;
-    const auto take = [&]<int taken>() {
-      for (; r + taken <= queries; r += taken) {
-        const Origin origin = origin_of<taken>(values, r);
-        const auto rows = origin == Origin::fetched  ? blend_rows<storage, taken, Origin::fetched>
-                          : origin == Origin::stream ? blend_rows<storage, taken, Origin::stream>
-                                                     : blend_rows<storage, taken, Origin::near>;
-        rows(block, weights + r * leading + j, leading, blended + r * apart);
-      }
-    };
-    take.template operator()<4>();
-    take.template operator()<2>();
-    take.template operator()<1>();
-  }
+  by_width(values.width, [&](auto width) {
+    const auto few = [&](auto known) { blend_in_turn<storage, known, width>(values, weights, leading, blended); };
+    if (!in_turn<storage>(queries, few)) blend_beside<storage, width>(values, weights, leading, queries, blended);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -489,30 +597,25 @@ inline void by_storage(Storage storage, const Visit& visit) {
   }
 }
 
-// Reading floats takes longer than their arithmetic with up to four queries, and vectors of 8 get more of them out of
-// memory than those of 16: on Zen 4 by a tenth, but for the sums of a folded group's values, which leave them too few
-// registers. Whoever has the longer ones has these too.
+// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
+// tenth. Whoever has the longer ones has these too.
+constexpr bool shorter_ones(Storage storage, std::int64_t queries) {
+  return lanes == 16 && storage == Storage::f32 && read_in_turn(storage, queries);
+}
 
 void multiply(const RowBlock& keys, const float* query, std::int64_t queries, float* products, std::int64_t leading) {
-  const auto with = [&]<Storage storage>() {
-    if (lanes == 16 && storage == Storage::f32 && queries < 8) {
-      row_kernels_avx2()->multiply(keys, query, queries, products, leading);
-    } else {
-      multiply_all<storage>(keys, query, queries, products, leading);
-    }
-  };
-  by_storage(keys.storage, with);
+  if (shorter_ones(keys.storage, queries)) {
+    return row_kernels_avx2()->multiply(keys, query, queries, products, leading);
+  }
+  by_storage(keys.storage, [&]<Storage storage>() { multiply_all<storage>(keys, query, queries, products, leading); });
 }
 
 void blend(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries, float* blended) {
-  const auto with = [&]<Storage storage>() {
-    if (lanes == 16 && storage == Storage::f32 && queries == 1) {
-      row_kernels_avx2()->blend(values, weights, leading, queries, blended);
-    } else {
-      blend_all<storage>(values, weights, leading, queries, blended);
-    }
-  };
-  by_storage(values.storage, with);
+  if (shorter_ones(values.storage, queries)) {
+    return row_kernels_avx2()->blend(values, weights, leading, queries, blended);
+  }
+  by_storage(values.storage,
+             [&]<Storage storage>() { blend_all<storage>(values, weights, leading, queries, blended); });
 }
 
 }  // namespace

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <attest/backend_math.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 using namespace attest::onednn;
@@ -39,11 +41,17 @@ struct Rows {
     return static_cast<double>(attest::abi::load(storage_, memory.data() + j * stride + c * element()));
   }
   [[nodiscard]] RowBlock block(std::int64_t first, std::int64_t count) const {
-    return {storage_, memory.data() + first * stride, stride, count, width_, memory.data(), stride};
+    return {storage_, memory.data() + first * stride, stride, count, width_, 1, 0, memory.data(), stride};
   }
   /// The same, but nothing is fetched ahead.
   [[nodiscard]] RowBlock stream(std::int64_t first, std::int64_t count) const {
-    return {storage_, memory.data() + first * stride, stride, count, width_, nullptr, 0};
+    return {storage_, memory.data() + first * stride, stride, count, width_};
+  }
+  /// `heads` heads of count / heads rows: those of a row side by side, or each head's behind the other's.
+  [[nodiscard]] RowBlock split(std::int64_t heads, std::int64_t count, bool adjacent) const {
+    const std::int64_t rows = count / heads, row = adjacent ? heads * stride : stride,
+                       head = adjacent ? stride : rows * stride;
+    return {storage_, memory.data(), row, rows, width_, heads, head, memory.data(), row, head};
   }
 
   std::vector<char> memory;
@@ -131,7 +139,7 @@ TEST_CASE("every code of an 8-bit format and every finite fp16 and bf16 is conve
       }
       std::vector<float> blended(codes, 0.0f);
       const float one = 1;
-      kernels->blend({storage, row.data(), 0, 1, codes, row.data(), 0}, &one, 1, 1, blended.data());
+      kernels->blend({storage, row.data(), 0, 1, codes}, &one, 1, 1, blended.data());
       std::uint32_t wrong = 0;
       for (std::uint32_t code = 0; code < codes; ++code) {
         const float wanted = attest::abi::load(storage, row.data() + code * bytes);
@@ -143,20 +151,77 @@ TEST_CASE("every code of an 8-bit format and every finite fp16 and bf16 is conve
   }
 }
 
-TEST_CASE("a product has the same bits however the rows are divided into blocks") {
+TEST_CASE("products and blends have the same bits however the rows are divided into blocks") {
   std::mt19937 random(2);
+  const auto [storage, width] =
+      GENERATE(std::pair{Storage::f16, std::int64_t{72}}, std::pair{Storage::bf16, std::int64_t{64}},
+               std::pair{Storage::i8, std::int64_t{20}}, std::pair{Storage::f32, std::int64_t{24}},
+               std::pair{Storage::f32, std::int64_t{128}});
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const std::int64_t queries : {1, 2, 4, 5, 15}) {
-      constexpr std::int64_t count = 37, width = 72, leading = count + row_padding;
-      const Rows rows(Storage::f16, count, width, random);
-      const std::vector<float> query = numbers(queries * padded(width), random);
-      std::vector<float> whole(static_cast<std::size_t>(queries * leading)), pieces = whole;
+    for (const std::int64_t queries : {1, 2, 4, 5, 7, 15}) {
+      INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
+                         << queries);
+      constexpr std::int64_t count = 37, leading = count + row_padding;
+      const std::int64_t wide = padded(width);
+      const Rows rows(storage, count, width, random);
+      std::vector<float> query = numbers(queries * wide, random);
+      for (std::int64_t r = 0; r < queries; ++r) std::fill_n(query.begin() + r * wide + width, wide - width, 0.0f);
+      const std::vector<float> weights = numbers(queries * leading, random);
+      std::vector<float> whole(weights.size()), pieces = whole, blended(query.size(), 0.0f),
+                                                blended_in_pieces = blended;
       kernels->multiply(rows.block(0, count), query.data(), queries, whole.data(), leading);
-      kernels->multiply(rows.block(0, 5), query.data(), queries, pieces.data(), leading);
-      kernels->multiply(rows.block(5, count - 5), query.data(), queries, pieces.data() + 5, leading);
-      for (std::int64_t r = 0; r < queries; ++r) {
-        CHECK(
-            std::equal(whole.begin() + r * leading, whole.begin() + r * leading + count, pieces.begin() + r * leading));
+      kernels->blend(rows.block(0, count), weights.data(), leading, queries, blended.data());
+      std::int64_t first = 0;
+      for (const std::int64_t some : {5, 7, 1, 2, 8, 3, 11}) {
+        const RowBlock piece = rows.block(first, some);
+        kernels->multiply(piece, query.data(), queries, pieces.data() + first, leading);
+        kernels->blend(piece, weights.data() + first, leading, queries, blended_in_pieces.data());
+        first += some;
+      }
+      REQUIRE(first == count);
+      CHECK(whole == pieces);
+      CHECK(blended == blended_in_pieces);
+    }
+  }
+}
+
+TEST_CASE("a block of several heads gives each of them the bits that it has alone") {
+  std::mt19937 random(4);
+  for (const RowKernels* const kernels : row_kernels()) {
+    for (const Storage storage : {Storage::f32, Storage::f16, Storage::i8}) {
+      for (const std::int64_t width : {20, 64, 128}) {
+        for (const std::int64_t heads : {2, 4, 5, 9}) {
+          for (const std::int64_t queries : {1, 2, 3, 4, 5, 8}) {
+            for (const bool adjacent : {true, false}) {
+              INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", heads "
+                                 << heads << ", queries " << queries << ", adjacent " << adjacent);
+              constexpr std::int64_t count = 7, leading = count + row_padding;
+              const std::int64_t wide = padded(width);
+              const Rows rows(storage, heads * count, width, random);
+              const RowBlock all = rows.split(heads, heads * count, adjacent);
+              std::vector<float> query = numbers(heads * queries * wide, random);
+              for (std::int64_t r = 0; r < heads * queries; ++r) {
+                std::fill_n(query.begin() + r * wide + width, wide - width, 0.0f);
+              }
+              const std::vector<float> weights = numbers(heads * queries * leading, random);
+              std::vector<float> products(weights.size(), 9.0f), single = products;
+              std::vector<float> blended(query.size(), 0.25f), single_blended = blended;
+              kernels->multiply(all, query.data(), queries, products.data(), leading);
+              kernels->blend(all, weights.data(), leading, queries, blended.data());
+              for (std::int64_t h = 0; h < heads; ++h) {
+                RowBlock one = all;
+                one.first += h * one.head_stride, one.heads = 1, one.ahead = nullptr,
+                                                  one.ahead_stride = one.ahead_head_stride = 0;
+                kernels->multiply(one, query.data() + h * queries * wide, queries,
+                                  single.data() + h * queries * leading, leading);
+                kernels->blend(one, weights.data() + h * queries * leading, leading, queries,
+                               single_blended.data() + h * queries * wide);
+              }
+              CHECK(products == single);  // What lies between the products is left alone.
+              CHECK(blended == single_blended);
+            }
+          }
+        }
       }
     }
   }
