@@ -219,6 +219,8 @@ inline bool in_turn(std::int64_t queries, const Visit& visit) {
   (std::make_integer_sequence<int, 4>{});
 }
 
+/// Bytes of a row that are fetched at once; of longer ones, vector by vector.
+constexpr std::int64_t most_at_once = 1024;
 ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
 #pragma GCC unroll 8
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
@@ -370,13 +372,14 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
   }
 }
 
-template <Storage storage, int known_width>
+template <Storage storage>
 void multiply_beside(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                      std::int64_t leading) {
-  const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
+  const std::int64_t width = keys.width, apart = padded(width), bytes = width * element_bytes<storage>;
+  const bool long_rows = bytes > most_at_once;
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    if (known_width != 0) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
+    if (!long_rows) fetch_beside<some>(keys, ahead, h, bytes);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -384,9 +387,8 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       const float* own = query + (h * queries + r) * apart;
       anchor(own);
       Floats sums[tokens * taken] = {};
-      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
-        // A row may be long.
-        if (known_width == 0 && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+      each_vector<storage, 0>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
+        if (long_rows && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
           for (int i = 0; i < tokens; ++i) {
             __builtin_prefetch(ahead + i * keys.ahead_stride + c * element_bytes<storage>, 0, 3);
           }
@@ -412,10 +414,10 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
 template <Storage storage>
 void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                   std::int64_t leading) {
-  by_width(keys.width, [&](auto width) {
-    const auto few = [&](auto known) { multiply_in_turn<storage, known, width>(keys, query, products, leading); };
-    if (!in_turn<storage>(queries, few)) multiply_beside<storage, width>(keys, query, queries, products, leading);
-  });
+  const auto few = [&](auto known) {
+    by_width(keys.width, [&](auto width) { multiply_in_turn<storage, known, width>(keys, query, products, leading); });
+  };
+  if (!in_turn<storage>(queries, few)) multiply_beside<storage>(keys, query, queries, products, leading);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -447,13 +449,13 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
   each_row<1, 1>(values, take);
 }
 
-template <Storage storage, int known_width>
+template <Storage storage>
 void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                   float* blended) {
-  const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
+  const std::int64_t width = values.width, apart = padded(width), bytes = width * element_bytes<storage>;
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
+    fetch_beside<some>(values, ahead, h, bytes);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -467,7 +469,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) weight[k][i] = Floats{} + own_weights[k * leading + i];
       }
-      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+      each_vector<storage, 0>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
         Floats value[tokens];
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) value[i] = value_of(from[i]);
@@ -487,10 +489,11 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 template <Storage storage>
 void blend_all(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                float* blended) {
-  by_width(values.width, [&](auto width) {
-    const auto few = [&](auto known) { blend_in_turn<storage, known, width>(values, weights, leading, blended); };
-    if (!in_turn<storage>(queries, few)) blend_beside<storage, width>(values, weights, leading, queries, blended);
-  });
+  const auto few = [&](auto known) {
+    by_width(values.width,
+             [&](auto width) { blend_in_turn<storage, known, width>(values, weights, leading, blended); });
+  };
+  if (!in_turn<storage>(queries, few)) blend_beside<storage>(values, weights, leading, queries, blended);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
