@@ -34,9 +34,8 @@ std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adj
   return chunk;
 }
 
-// From the row that is worked on to the one that is fetched meanwhile: about as many bytes; and where kernels read rows
-// side by side, a multiple of as many rows.
-constexpr std::int64_t bytes_ahead = 8192, rows_ahead = 4;
+// Where kernels read rows side by side, what is fetched meanwhile is a multiple of as many rows ahead.
+constexpr std::int64_t rows_ahead = 4;
 
 // Sums of a chunk's heads, which are added to for each token; they and what is fetched share the first-level cache.
 constexpr std::int64_t most_sum_bytes = 32 * 1024;
@@ -49,42 +48,6 @@ abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, s
 
 void multiply(float* to, std::int64_t count, const float* factors) {
   for (std::int64_t i = 0; i < count; ++i) to[i] *= factors[i];
-}
-
-/// Calls visit(rows, at) for blocks of a chunk's rows: of heads [head, head + heads), keys [first + at, ...) of one
-/// storage, for so many queries a head. Memory is fetched in its own order; behind the last row comes `then`. But where
-/// one query reads the rows of one head, and these are one stream, the machine is quicker by itself.
-template <class Visit>
-void each_block(const KvRows& of, std::int64_t width, std::int64_t b, std::int64_t head, std::int64_t heads,
-                std::int64_t first, std::int64_t end, std::int64_t queries, const RowRun& then, Visit&& visit) {
-  const auto run_at = [&](std::int64_t from) {
-    RowRun run = of.run(b, from, end);
-    run.data += head * run.head_bytes;
-    return run;
-  };
-  RowRun next = run_at(first);
-  for (std::int64_t from = first; from < end;) {
-    const RowRun run = next;
-    next = from + run.count < end ? run_at(from + run.count) : then;
-    const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    const bool stream = queries == 1 && heads == 1 && run.row_bytes == bytes;
-    const std::int64_t unit = read_in_turn(run.storage, queries) ? 1 : rows_ahead;
-    const std::int64_t units = std::max<std::int64_t>(1, bytes_ahead / (heads * bytes * unit));
-    const std::int64_t last = std::min(run.count, units * unit);
-    const auto visit_rows = [&](std::int64_t row, std::int64_t count, const RowRun& ahead, std::int64_t row_ahead) {
-      if (count == 0) return;
-      RowBlock block{run.storage, run.data + row * run.row_bytes, run.row_bytes, count, width, heads, run.head_bytes};
-      if (!stream) {
-        block.ahead = ahead.data + row_ahead * ahead.row_bytes;
-        block.ahead_stride = ahead.row_bytes, block.ahead_head_stride = ahead.head_bytes;
-      }
-      visit(block, from + row - first);
-    };
-    // The last rows of a run fetch the first ones of the next.
-    visit_rows(0, run.count - last, run, last);
-    visit_rows(run.count - last, last, next, 0);
-    from += run.count;
-  }
 }
 
 }  // namespace
@@ -151,11 +114,43 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
   return place;
 }
 
-/// Where a chunk that has keys begins.
-RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk) {
-  RowRun run = of.run(chunk.sequence, chunk.first, chunk.end);
+/// A chunk's rows from key `from` on, as many as lie evenly.
+RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk, std::int64_t from) {
+  RowRun run = of.run(chunk.sequence, from, chunk.end);
   run.data += chunk.kv_head * run.head_bytes;
   return run;
+}
+
+/// Calls visit(rows, at) for blocks of a chunk's rows: of all its heads, from its key `at` on, of one storage. Memory
+/// is fetched in its own order; behind the last row comes `then`. But where one query reads the rows of one head, and
+/// these are one stream, the machine is quicker by itself.
+template <class Visit>
+void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, const RowRun& then,
+                             Visit&& visit) {
+  RowRun next = run_at(of, chunk, chunk.first);
+  for (std::int64_t from = chunk.first; from < chunk.end;) {
+    const RowRun run = next;
+    next = from + run.count < chunk.end ? run_at(of, chunk, from + run.count) : then;
+    const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
+    const bool stream = chunk.rows == 1 && chunk.heads == 1 && run.row_bytes == bytes;
+    const std::int64_t unit = read_in_turn(run.storage, chunk.rows) ? 1 : rows_ahead;
+    const std::int64_t units = std::max<std::int64_t>(1, bytes_ahead / (chunk.heads * bytes * unit));
+    const std::int64_t last = std::min(run.count, units * unit);
+    const auto visit_rows = [&](std::int64_t row, std::int64_t count, const RowRun& ahead, std::int64_t row_ahead) {
+      if (count == 0) return;
+      RowBlock block{run.storage,   run.data + row * run.row_bytes, run.row_bytes, count, width, chunk.heads,
+                     run.head_bytes};
+      if (!stream) {
+        block.ahead = ahead.data + row_ahead * ahead.row_bytes;
+        block.ahead_stride = ahead.row_bytes, block.ahead_head_stride = ahead.head_bytes;
+      }
+      visit(block, from + row - chunk.first);
+    };
+    // The last rows of a run fetch the first ones of the next.
+    visit_rows(0, run.count - last, run, last);
+    visit_rows(run.count - last, last, next, 0);
+    from += run.count;
+  }
 }
 
 void FlashDecode::run(const AttentionStep& step) {
@@ -216,17 +211,17 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
       for (std::int64_t r = h * rows; r < (h + 1) * rows; ++r) multiply(products + r * leading, count, factors);
     }
   };
-  const RowRun values = run_at(step.value, chunk),
-               keys = run_at(step.key, next != nullptr && next->first < next->end ? *next : chunk);
-  each_block(
-      step.key, qk_dim_, b, chunk.kv_head, chunk.heads, first, end, rows, values,
-      [&](const RowBlock& block, std::int64_t at) { kernels_.multiply(block, query, rows, products + at, leading); });
+  const Chunk& after = next != nullptr && next->first < next->end ? *next : chunk;
+  const RowRun values = run_at(step.value, chunk, first), keys = run_at(step.key, after, after.first);
+  each_block(step.key, qk_dim_, chunk, values, [&](const RowBlock& block, std::int64_t at) {
+    kernels_.multiply(block, query, rows, products + at, leading);
+  });
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_block(
-      step.value, v_dim_, b, chunk.kv_head, chunk.heads, first, end, rows, keys,
-      [&](const RowBlock& block, std::int64_t at) { kernels_.blend(block, products + at, leading, rows, blended); });
+  each_block(step.value, v_dim_, chunk, keys, [&](const RowBlock& block, std::int64_t at) {
+    kernels_.blend(block, products + at, leading, rows, blended);
+  });
 }
 
 /// Turns the products into weights relative to the row's largest logit.

@@ -50,7 +50,9 @@ class FlashDecode {
   static std::int64_t leading_of(const Chunk& chunk) {
     return padded(std::max<std::int64_t>(chunk.end - chunk.first, 0)) + row_padding;
   }
-  static RowRun run_at(const KvRows& of, const Chunk& chunk);
+  static RowRun run_at(const KvRows& of, const Chunk& chunk, std::int64_t from);
+  template <class Visit>
+  static void each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, const RowRun& then, Visit&& visit);
   /// `next`: the chunk that this thread takes then; null: not known.
   void attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space);
   void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);

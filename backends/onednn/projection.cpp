@@ -23,8 +23,8 @@ constexpr std::int64_t most_few = 24;
 // With more tokens than these, rows of weights are read in parts, so that as much of all tokens stays in the
 // first-level cache. Fewer leave room for whole rows, which memory likes better.
 constexpr std::int64_t most_whole = 4, part_width = 512;
-// Bytes of weights that a thread takes at a time, and how far ahead it fetches whole rows.
-constexpr std::int64_t block_bytes = 64 * 1024, bytes_ahead = 8192;
+// Bytes of weights that a thread takes at a time.
+constexpr std::int64_t block_bytes = 64 * 1024;
 // What the kernels take at a time.
 constexpr std::int64_t kernel_rows = 8;
 

@@ -38,6 +38,9 @@ constexpr bool read_in_turn(abi::Storage storage, std::int64_t queries) {
   return queries <= most_in_turn(storage);
 }
 
+/// How far before they are read rows are best fetched.
+constexpr std::int64_t bytes_ahead = 8192;
+
 /// Floats of a padded row, of any width; most lanes that a kernel has.
 constexpr std::int64_t row_padding = 16;
 constexpr std::int64_t padded(std::int64_t width) {

@@ -209,14 +209,21 @@ using Known = std::integral_constant<int, n>;
 /// Rows side by side: as many as leave registers for the sums of four queries.
 constexpr int side_by_side = lanes == 16 ? 4 : 2;
 
+/// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
+/// tenth. Whoever has the longer ones has these too.
+constexpr bool shorter_ones(Storage storage, std::int64_t queries) {
+  return lanes == 16 && storage == Storage::f32 && read_in_turn(storage, queries);
+}
+
 /// Calls visit(known), a constant that is the number of queries, and answers true; false if rows are not to be read in
 /// turn for so many.
 template <Storage storage, class Visit>
 inline bool in_turn(std::int64_t queries, const Visit& visit) {
+  constexpr int most = shorter_ones(storage, 1) ? 0 : most_in_turn(storage);
   return [&]<int... n>(std::integer_sequence<int, n...>) {
-    return ((read_in_turn(storage, n + 1) && queries == n + 1 && (visit(Known<n + 1>{}), true)) || ...);
+    return ((queries == n + 1 && (visit(Known<n + 1>{}), true)) || ...);
   }
-  (std::make_integer_sequence<int, 4>{});
+  (std::make_integer_sequence<int, most>{});
 }
 
 /// Bytes of a row that are fetched at once; of longer ones, vector by vector.
@@ -598,12 +605,6 @@ inline void by_storage(Storage storage, const Visit& visit) {
     case Storage::f8_e5m2:
       return visit.template operator()<Storage::f8_e5m2>();
   }
-}
-
-// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
-// tenth. Whoever has the longer ones has these too.
-constexpr bool shorter_ones(Storage storage, std::int64_t queries) {
-  return lanes == 16 && storage == Storage::f32 && read_in_turn(storage, queries);
 }
 
 void multiply(const RowBlock& keys, const float* query, std::int64_t queries, float* products, std::int64_t leading) {
