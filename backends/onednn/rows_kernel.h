@@ -226,8 +226,6 @@ inline bool in_turn(std::int64_t queries, const Visit& visit) {
   (std::make_integer_sequence<int, most>{});
 }
 
-/// Bytes of a row that are fetched at once; of longer ones, vector by vector.
-constexpr std::int64_t most_at_once = 1024;
 ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
 #pragma GCC unroll 8
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
@@ -294,11 +292,14 @@ ATTEST_INLINE inline void each_vector(std::int64_t width, const Visit& visit) {
   }
 }
 
-/// Calls visit(known) with a constant that is the width, if that is a usual one, or 0.
+/// Calls visit(known) with a constant that is the width, if that is a usual one, or 0. Sanitised, the kernels of known
+/// widths would take minutes to be compiled; those of any width are the same but for their loop.
 template <class Visit>
-inline void by_width(std::int64_t width, const Visit& visit) {
+inline void by_width([[maybe_unused]] std::int64_t width, const Visit& visit) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   if (width == 128) return visit(Known<128>{});
   if (width == 64) return visit(Known<64>{});
+#endif
   visit(Known<0>{});
 }
 
@@ -379,14 +380,13 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
   }
 }
 
-template <Storage storage>
+template <Storage storage, int known_width>
 void multiply_beside(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                      std::int64_t leading) {
-  const std::int64_t width = keys.width, apart = padded(width), bytes = width * element_bytes<storage>;
-  const bool long_rows = bytes > most_at_once;
+  const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    if (!long_rows) fetch_beside<some>(keys, ahead, h, bytes);
+    if (known_width != 0) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -394,8 +394,9 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       const float* own = query + (h * queries + r) * apart;
       anchor(own);
       Floats sums[tokens * taken] = {};
-      each_vector<storage, 0>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
-        if (long_rows && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
+        // A row may be long.
+        if (known_width == 0 && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
           for (int i = 0; i < tokens; ++i) {
             __builtin_prefetch(ahead + i * keys.ahead_stride + c * element_bytes<storage>, 0, 3);
           }
@@ -421,10 +422,10 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
 template <Storage storage>
 void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                   std::int64_t leading) {
-  const auto few = [&](auto known) {
-    by_width(keys.width, [&](auto width) { multiply_in_turn<storage, known, width>(keys, query, products, leading); });
-  };
-  if (!in_turn<storage>(queries, few)) multiply_beside<storage>(keys, query, queries, products, leading);
+  by_width(keys.width, [&](auto width) {
+    const auto few = [&](auto known) { multiply_in_turn<storage, known, width>(keys, query, products, leading); };
+    if (!in_turn<storage>(queries, few)) multiply_beside<storage, width>(keys, query, queries, products, leading);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -456,13 +457,13 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
   each_row<1, 1>(values, take);
 }
 
-template <Storage storage>
+template <Storage storage, int known_width>
 void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                   float* blended) {
-  const std::int64_t width = values.width, apart = padded(width), bytes = width * element_bytes<storage>;
+  const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    fetch_beside<some>(values, ahead, h, bytes);
+    fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -476,7 +477,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) weight[k][i] = Floats{} + own_weights[k * leading + i];
       }
-      each_vector<storage, 0>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+      each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
         Floats value[tokens];
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) value[i] = value_of(from[i]);
@@ -496,11 +497,10 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 template <Storage storage>
 void blend_all(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                float* blended) {
-  const auto few = [&](auto known) {
-    by_width(values.width,
-             [&](auto width) { blend_in_turn<storage, known, width>(values, weights, leading, blended); });
-  };
-  if (!in_turn<storage>(queries, few)) blend_beside<storage>(values, weights, leading, queries, blended);
+  by_width(values.width, [&](auto width) {
+    const auto few = [&](auto known) { blend_in_turn<storage, known, width>(values, weights, leading, blended); };
+    if (!in_turn<storage>(queries, few)) blend_beside<storage, width>(values, weights, leading, queries, blended);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
