@@ -93,6 +93,8 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
   const std::pair<float**, std::int64_t> parts[] = {{&space.queries, strips * kernels_.lanes * qk_dim_},
                                                     {&space.keys, tile_keys * qk_dim_},
                                                     {&space.values, tile_keys * padded(v_dim_)},
+                                                    {&space.next_keys, tile_keys * qk_dim_},
+                                                    {&space.next_values, tile_keys * padded(v_dim_)},
                                                     {&space.scores, kernels_.strip * tile_keys},
                                                     {&space.staged, kernels_.lanes * padded(qk_dim_)},
                                                     {&space.blended, strips * kernels_.strip * padded(v_dim_)},
@@ -107,7 +109,10 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
   }
   space.rows.resize(static_cast<std::size_t>(rows));
   space.softmax.resize(static_cast<std::size_t>(strips));
-  if (!space.next_keys) space.next_keys.emplace(kernels_, qk_dim_), space.next_values.emplace(kernels_, v_dim_);
+  if (!space.key_source) {
+    space.key_source.emplace(kernels_, TileSource::Panels::keys, qk_dim_);
+    space.value_source.emplace(kernels_, TileSource::Panels::channels, v_dim_);
+  }
 }
 
 void Attention::attend(const Step& step, const Task& task, Workspace& space) const {
@@ -121,96 +126,108 @@ void Attention::attend(const Step& step, const Task& task, Workspace& space) con
   const std::int64_t end = space.rows[static_cast<std::size_t>(task.count - 1)].seen.end;
   const auto list = [&](std::int64_t tile) {
     const std::int64_t first = std::max(tile, start), last = std::max(first, std::min(tile + tile_keys, end));
-    space.next_keys->list(step.key, b, task.kv_head, first, last);
-    space.next_values->list(step.value, b, task.kv_head, first, last);
+    space.key_source->list(step.key, b, task.kv_head, first, last);
+    space.value_source->list(step.value, b, task.kv_head, first, last);
   };
-  const std::int64_t first_tile = start / tile_keys * tile_keys;
-  list(first_tile);
-  take_queries(step, task, space);
-  std::int64_t tile = first_tile;
-  for (; tile < end; tile += tile_keys) {
-    space.next_keys->pack_transposed(space.keys);
-    space.next_values->pack(space.values);
-    list(tile + tile_keys);
-    attend_tile(step, task, tile, space);
+  const auto bring_rest = [&] {
+    space.key_source->fetch(tile_keys), space.value_source->fetch(tile_keys);
+    bring(step.key, task, *space.key_source, 0, space.next_keys);
+    bring(step.value, task, *space.value_source, 0, space.next_values);
+  };
+  for (const KvRows* const of : {&step.key, &step.value}) {  // What it does not see.
+    append(*of, task, task.appended.begin, start);
+    append(*of, task, end, task.appended.end);
   }
-  append(step, task, task.appended.begin, first_tile);  // What it does not see.
-  append(step, task, tile, task.appended.end);
-  finish(step, task, space);
+  std::int64_t tile = start / tile_keys * tile_keys;
+  list(tile);
+  bring_rest();
+  // Once even if nobody sees anything: the results are zeros then.
+  for (bool first = true, last = false; !last; first = false, tile += tile_keys) {
+    last = tile + tile_keys >= end;
+    std::swap(space.keys, space.next_keys), std::swap(space.values, space.next_values);
+    list(tile + tile_keys);
+    for (std::int64_t from = 0; from < task.count; from += kernels_.strip) {
+      const Strip strip = strip_of(task, from, space);
+      if (first) take_queries(step, task, strip, space);
+      attend_tile(step, task, tile, strip, space);
+      if (last) finish(step, task, strip);
+    }
+    bring_rest();
+  }
   settle_streams();
 }
 
-/// Strip by strip: transposed queries, and the state before any key.
-void Attention::take_queries(const Step& step, const Task& task, Workspace& space) const {
-  const std::int64_t strip = kernels_.strip, wide = padded(v_dim_);
-  const auto query = [&](std::int64_t r) {
-    const Row& row = space.rows[static_cast<std::size_t>(r)];
-    return step.query.floats(task.sequence, row.query, row.head);
-  };
-  for (std::int64_t from = 0; from < task.count; from += strip) {
-    const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
-    StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
-    std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
-    std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
-    const char* pointers[most_strip_rows];
-    for (std::int64_t r = 0; r < count; ++r) {
-      if (from + strip + r < task.count) fetch_row(query(from + strip + r), qk_dim_ * std::int64_t{sizeof(float)});
-      if (sinks_) {
-        softmax.largest[r] = (*sinks_)(space.rows[static_cast<std::size_t>(from + r)].head);
-        softmax.sum[r] = 1;
-      }
-      const float* row = query(from + r);
-      if (!step.query.channels_adjacent()) {
-        float* const copy = space.extra + r * qk_dim_;
-        copy_elements(Storage::f32, row, step.query.channel, copy, 1, qk_dim_);
-        row = copy;
-      }
-      pointers[r] = reinterpret_cast<const char*>(row);
-    }
-    kernels_.pack({Storage::f32, pointers, count, qk_dim_}, nullptr, 0, kernels_.lanes, space.staged);
-    kernels_.transpose(space.staged, qk_dim_, space.queries + s * kernels_.lanes * qk_dim_);
-    std::fill_n(space.blended + from * wide, strip * wide, 0.0f);
-  }
+/// The strip that begins with a task's row `from`.
+Attention::Strip Attention::strip_of(const Task& task, std::int64_t from, Workspace& space) const {
+  const std::int64_t place = from / kernels_.strip, count = task.count - from;
+  return {space.rows.data() + from,
+          std::min(kernels_.strip, count),
+          std::max<std::int64_t>(count - kernels_.strip, 0),
+          space.queries + place * kernels_.lanes * qk_dim_,
+          space.blended + from * padded(v_dim_),
+          &space.softmax[static_cast<std::size_t>(place)]};
 }
 
-void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const {
-  const std::int64_t strip = kernels_.strip;
-  // The next tile is fetched in small portions, and this one appended: many at once would have to wait for each other.
-  const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, strip));
-  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
-  std::int64_t fetched = 0;
-  for (std::int64_t from = 0; from < task.count; from += strip) {
-    const std::int64_t count = std::min(strip, task.count - from), s = from / strip;
-    const Row* const rows = space.rows.data() + from;
-    const std::int64_t stop = fetched + portion;
-    for (std::int64_t i = fetched; i < stop; ++i) space.next_keys->fetch(i);
-    append(step, task, tile + fetched, tile + std::min(stop, tile_keys));
-    const TileRange range{in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)};
-    if (range.begin < range.end) {  // Else nobody sees any of it.
-      kernels_.multiply(space.queries + s * kernels_.lanes * qk_dim_, space.keys, qk_dim_, range, space.scores);
-      StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(s)];
-      weigh(step, task, tile, rows, count, range, space, softmax);
-      for (std::int64_t i = fetched; i < stop; ++i) space.next_values->fetch(i);
-      kernels_.blend(space.scores, softmax.factor, space.values, v_dim_, range, space.blended + from * padded(v_dim_));
+/// Transposed queries, and the state before any key. It asks for the next strip's.
+void Attention::take_queries(const Step& step, const Task& task, const Strip& strip, Workspace& space) const {
+  const auto query = [&](std::int64_t r) {
+    return step.query.floats(task.sequence, strip.rows[r].query, strip.rows[r].head);
+  };
+  StripSoftmax& softmax = *strip.softmax;
+  std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
+  std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
+  const char* pointers[most_strip_rows];
+  for (std::int64_t r = 0; r < strip.count; ++r) {
+    if (r < strip.left) fetch_row(query(kernels_.strip + r), qk_dim_ * std::int64_t{sizeof(float)});
+    if (sinks_) {
+      softmax.largest[r] = (*sinks_)(strip.rows[r].head);
+      softmax.sum[r] = 1;
     }
-    fetched = stop;
+    const float* row = query(r);
+    if (!step.query.channels_adjacent()) {
+      float* const copy = space.extra + r * qk_dim_;
+      copy_elements(Storage::f32, row, step.query.channel, copy, 1, qk_dim_);
+      row = copy;
+    }
+    pointers[r] = reinterpret_cast<const char*>(row);
   }
+  kernels_.pack({Storage::f32, pointers, strip.count, qk_dim_}, nullptr, 0, kernels_.lanes, space.staged);
+  kernels_.transpose(space.staged, qk_dim_, strip.queries);
+  std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
+}
+
+/// Attends to one tile, while a portion of the next one comes in: many rows asked for at once would have to wait for
+/// each other.
+void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip,
+                            Workspace& space) const {
+  const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, kernels_.strip));
+  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
+  const TileRange range{in_tile(strip.rows[0].seen.begin), in_tile(strip.rows[strip.count - 1].seen.end)};
+  const bool any = range.begin < range.end;  // Else nobody sees any of it.
+  bring(step.key, task, *space.key_source, portion, space.next_keys);
+  if (any) {
+    kernels_.multiply(strip.queries, space.keys, qk_dim_, range, space.scores);
+    weigh(step, task, tile, strip, range, space);
+  }
+  bring(step.value, task, *space.value_source, portion, space.next_values);
+  if (any) kernels_.blend(space.scores, strip.softmax->factor, space.values, v_dim_, range, strip.blended);
 }
 
 /// Turns the scores of a strip into weights.
-void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
-                      TileRange range, Workspace& space, StripSoftmax& softmax) const {
+void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
+                      Workspace& space) const {
+  const Row* const rows = strip.rows;
   // What a row sees begins and ends no earlier than the row's before it.
-  const bool all_seen = rows[count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
-  if (all_seen && count == kernels_.strip && logits_.only_scales(step.mask)) {
-    kernels_.weigh(space.scores, nullptr, range, logits_.scale(), softmax);
+  const bool all_seen = rows[strip.count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
+  if (all_seen && strip.count == kernels_.strip && logits_.only_scales(step.mask)) {
+    kernels_.weigh(space.scores, nullptr, range, logits_.scale(), *strip.softmax);
     return;
   }
   const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
   float scale = 1;
   TileRange seen[most_strip_rows];
   std::fill(std::begin(seen), std::end(seen), TileRange{range.begin, range.begin});
-  for (std::int64_t r = 0; r < count; ++r) {
+  for (std::int64_t r = 0; r < strip.count; ++r) {
     const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
     const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
     seen[r] = {begin, end};
@@ -218,20 +235,25 @@ void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, con
                        tile + begin,  end - begin};
     scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
   }
-  kernels_.weigh(space.scores, seen, range, scale, softmax);
+  kernels_.weigh(space.scores, seen, range, scale, *strip.softmax);
+}
+
+/// Packs and appends the rows asked for, and asks for the next ones.
+void Attention::bring(const KvRows& of, const Task& task, TileSource& source, std::int64_t rows, float* panels) const {
+  const abi::KeyRange packed = source.pack(panels);
+  append(of, task, packed.begin, packed.end);
+  source.fetch(rows);
 }
 
 /// Of positions [first, end) those that are the task's to append.
-void Attention::append(const Step& step, const Task& task, std::int64_t first, std::int64_t end) const {
+void Attention::append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const {
+  if (of.slots() == nullptr) return;
   first = std::max(first, task.appended.begin), end = std::min(end, task.appended.end);
-  for (const KvRows* const rows : {&step.key, &step.value}) {
-    if (rows->slots() == nullptr) continue;
-    const Heads &from = rows->fresh(), &to = *rows->slots();
-    const std::int64_t past = rows->past(task.sequence);  // All of it, where few queries are not few enough to decode.
-    for (std::int64_t position = std::max(first, past); position < end; ++position) {
-      put(from.floats(task.sequence, position - past, task.kv_head), from.channel, from.width,
-          to.floats(task.sequence, position, task.kv_head), to.channel);
-    }
+  const Heads &from = of.fresh(), &to = *of.slots();
+  const std::int64_t past = of.past(task.sequence);  // All of it, where few queries are not few enough to decode.
+  for (std::int64_t position = std::max(first, past); position < end; ++position) {
+    put(from.floats(task.sequence, position - past, task.kv_head), from.channel, from.width,
+        to.floats(task.sequence, position, task.kv_head), to.channel);
   }
 }
 
@@ -245,12 +267,11 @@ void Attention::put(const float* row, std::int64_t from_channel, std::int64_t wi
   }
 }
 
-void Attention::finish(const Step& step, const Task& task, Workspace& space) const {
-  for (std::int64_t r = 0; r < task.count; ++r) {
-    const Row& row = space.rows[static_cast<std::size_t>(r)];
-    const StripSoftmax& softmax = space.softmax[static_cast<std::size_t>(r / kernels_.strip)];
-    const float largest = softmax.largest[r % kernels_.strip], sum = softmax.sum[r % kernels_.strip];
-    float* const blended = space.blended + r * padded(v_dim_);
+void Attention::finish(const Step& step, const Task& task, const Strip& strip) const {
+  for (std::int64_t r = 0; r < strip.count; ++r) {
+    const Row& row = strip.rows[r];
+    const float largest = strip.softmax->largest[r], sum = strip.softmax->sum[r];
+    float* const blended = strip.blended + r * padded(v_dim_);
     if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
     put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {

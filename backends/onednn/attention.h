@@ -35,24 +35,34 @@ class Attention {
     std::int64_t query, head;
     abi::KeyRange seen;
   };
+  /// Rows of a task that go through a tile together, and their part of a workspace.
+  struct Strip {
+    const Row* rows;
+    std::int64_t count, left;  ///< Its rows, and those of the task behind them.
+    float *queries, *blended;
+    StripSoftmax* softmax;
+  };
   /// What a thread works in.
   struct Workspace {
     Scratch floats;
-    float *queries, *keys, *values, *scores, *staged, *blended, *extra;  ///< Parts of it, at multiples of 64 bytes.
+    // Parts of it, at multiples of 64 bytes.
+    float *queries, *keys, *values, *next_keys, *next_values, *scores, *staged, *blended, *extra;
     std::vector<Row> rows;
     std::vector<StripSoftmax> softmax;
-    std::optional<TileSource> next_keys, next_values;
+    std::optional<TileSource> key_source, value_source;  ///< Of the next tile.
   };
 
   [[nodiscard]] std::int64_t cut(const Step& step, std::vector<Task>& tasks) const;
   void lay_out(Workspace& space, std::int64_t rows) const;
   void attend(const Step& step, const Task& task, Workspace& space) const;
-  void take_queries(const Step& step, const Task& task, Workspace& space) const;
-  void attend_tile(const Step& step, const Task& task, std::int64_t tile, Workspace& space) const;
-  void weigh(const Step& step, const Task& task, std::int64_t tile, const Row* rows, std::int64_t count,
-             TileRange range, Workspace& space, StripSoftmax& softmax) const;
-  void append(const Step& step, const Task& task, std::int64_t first, std::int64_t end) const;
-  void finish(const Step& step, const Task& task, Workspace& space) const;
+  [[nodiscard]] Strip strip_of(const Task& task, std::int64_t from, Workspace& space) const;
+  void take_queries(const Step& step, const Task& task, const Strip& strip, Workspace& space) const;
+  void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, Workspace& space) const;
+  void weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
+             Workspace& space) const;
+  void bring(const KvRows& of, const Task& task, TileSource& source, std::int64_t rows, float* panels) const;
+  void append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const;
+  void finish(const Step& step, const Task& task, const Strip& strip) const;
   void put(const float* row, std::int64_t from_channel, std::int64_t width, float* to, std::int64_t to_channel) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;

@@ -508,8 +508,15 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
 
 typedef std::int32_t Whole __attribute__((vector_size(lanes * 4)));
 
+/// a > b ? a : b, of which compilers make a comparison and a choice where one is a constant.
 inline Floats larger(Floats a, Floats b) {
+#if ATTEST_ROW_LANES == 16
+  return _mm512_max_ps(a, b);
+#elif ATTEST_ROW_LANES == 8
+  return _mm256_max_ps(a, b);
+#else
   return a > b ? a : b;
+#endif
 }
 
 /// p * 2^n for whole numbers n, also where the result is a subnormal number; `shifted` is n + 1.5 * 2^23, whose last

@@ -5,8 +5,9 @@
 
 namespace attest::onednn {
 
-TileSource::TileSource(const TileKernels& kernels, std::int64_t width)
+TileSource::TileSource(const TileKernels& kernels, Panels kind, std::int64_t width)
     : kernels_(kernels),
+      kind_(kind),
       width_(width),
       rows_(static_cast<std::size_t>(tile_keys)),
       scales_(static_cast<std::size_t>(tile_keys)) {
@@ -16,6 +17,7 @@ TileSource::TileSource(const TileKernels& kernels, std::int64_t width)
 
 void TileSource::list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end) {
   first_ = first, end_ = end, cached_end_ = first, scaled_ = false;
+  fetched_ = packed_ = first;
   if (of.rows_adjacent()) {
     cached_end_ = std::clamp(of.past(b), first, end);
     const char** row = rows_.data();
@@ -36,10 +38,30 @@ void TileSource::list(const KvRows& of, std::int64_t b, std::int64_t head, std::
   }
 }
 
-void TileSource::fetch(std::int64_t i) const {
-  if (i >= end_ - first_) return;
-  const Storage storage = first_ + i < cached_end_ ? cached_ : Storage::f32;
-  fetch_row(rows_[static_cast<std::size_t>(i)], width_ * static_cast<std::int64_t>(abi::bytes_of(storage)));
+void TileSource::fetch(std::int64_t rows) {
+  for (const std::int64_t stop = std::min(fetched_ + rows, end_); fetched_ < stop; ++fetched_) {
+    const Storage storage = fetched_ < cached_end_ ? cached_ : Storage::f32;
+    fetch_row(rows_[static_cast<std::size_t>(fetched_ - first_)],
+              width_ * static_cast<std::int64_t>(abi::bytes_of(storage)));
+  }
+}
+
+abi::KeyRange TileSource::pack(float* panels) {
+  const std::int64_t begin = packed_;
+  if (kind_ == Panels::channels) {
+    pack(begin, fetched_, tile_keys, panels);
+    packed_ = fetched_;
+    return {begin, packed_};
+  }
+  const std::int64_t lanes = kernels_.lanes;
+  while (packed_ < fetched_) {
+    const std::int64_t group = packed_ / lanes * lanes, stop = std::min(group + lanes, end_);
+    if (stop > fetched_) break;
+    pack(packed_, stop, lanes, staged_.get(0));
+    kernels_.transpose(staged_.get(0), width_, panels + group % tile_keys * width_);
+    packed_ = stop;
+  }
+  return {begin, packed_};
 }
 
 /// Positions [first, end) to panels of so many rows, of which they become those that they are in the tile, counted
@@ -54,14 +76,6 @@ void TileSource::pack(std::int64_t first, std::int64_t end, std::int64_t panel_r
   if (middle < end) {
     kernels_.pack({Storage::f32, rows + middle, end - middle, width_}, nullptr, middle % panel_rows, panel_rows,
                   panels);
-  }
-}
-
-void TileSource::pack_transposed(float* panels) {
-  const std::int64_t lanes = kernels_.lanes;
-  for (std::int64_t group = first_ / lanes * lanes; group < end_; group += lanes) {
-    pack(std::max(group, first_), std::min(group + lanes, end_), lanes, staged_.get(0));
-    kernels_.transpose(staged_.get(0), width_, panels + group % tile_keys * width_);
   }
 }
 

@@ -11,27 +11,33 @@
 
 namespace attest::onednn {
 
+/// A tile comes in row by row, while the one before is worked on: its rows lie anywhere, often so that they share a few
+/// sets of a cache, and would be gone again if all were asked for before any is packed.
 class TileSource {
  public:
-  TileSource(const TileKernels& kernels, std::int64_t width);
+  /// What the panels are of: channels, tile_keys * padded(width) floats for `blend`, or keys, tile_keys * width floats
+  /// for `multiply`.
+  enum class Panels { channels, keys };
+
+  TileSource(const TileKernels& kernels, Panels kind, std::int64_t width);
 
   /// Takes positions [first, end) of one tile. `of` must stay until they are packed. It does not throw.
   void list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end);
 
-  /// Asks for row i of those listed, which are to be packed soon.
-  void fetch(std::int64_t i) const;
-  /// As panels of channels, for `blend`: tile_keys * padded(width) floats.
-  void pack(float* panels) const { pack(first_, end_, tile_keys, panels); }
-  /// As panels of keys, for `multiply`: tile_keys * width floats.
-  void pack_transposed(float* panels);
+  /// Asks for the next `rows` of them, as far as there are so many.
+  void fetch(std::int64_t rows);
+  /// Packs those asked for, of keys whole vectors until all are asked for; answers which.
+  abi::KeyRange pack(float* panels);
 
  private:
   void pack(std::int64_t first, std::int64_t end, std::int64_t panel_rows, float* panels) const;
 
   const TileKernels& kernels_;
+  Panels kind_;
   std::int64_t width_;
   Storage cached_ = Storage::f32;
   std::int64_t first_ = 0, cached_end_ = 0, end_ = 0;  ///< Positions from cached_end_ on are f32.
+  std::int64_t fetched_ = 0, packed_ = 0;              ///< Positions before these are.
   bool scaled_ = false;
   std::vector<const char*> rows_;
   std::vector<float> scales_;
