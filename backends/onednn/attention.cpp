@@ -17,8 +17,9 @@ namespace {
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
 // Query rows of a task: a tile of keys and values is converted and packed for each task anew, and that many rows make
-// it cheap. Their queries and results, and the tile, fit into a second-level cache of 1 MiB. No result depends on it.
-constexpr std::int64_t task_rows = 756;
+// it cheap. Their queries and results, this tile and the next one fit into a second-level cache of 1 MiB. No result
+// depends on it.
+constexpr std::int64_t task_rows = 630;
 // Where that leaves a thread fewer tasks than this, they are made smaller.
 constexpr std::int64_t tasks_per_thread = 4;
 

@@ -158,18 +158,19 @@ void FlashDecode::run(const AttentionStep& step) {
   if (rows == 0) return;
   parts_.resize(static_cast<std::size_t>(rows));
   (void)blended_.get(rows * padded(v_dim_));
-  std::int64_t multiply_adds = 0, space = 0;
+  std::int64_t multiply_adds = 0, floats = 0;
   for (const Chunk& chunk : chunks_) {
     multiply_adds += chunk.heads * chunk.rows * (chunk.end - chunk.first) * (qk_dim_ + v_dim_);
     const std::int64_t taken = chunk.heads * chunk.rows, leading = leading_of(chunk);
-    space = std::max(space, taken * (padded(qk_dim_) + leading) + leading);
+    floats = std::max(floats, taken * (padded(qk_dim_) + leading) + leading);
   }
+  for (const Whole& whole : wholes_) floats = std::max(floats, padded(whole.count) + padded(v_dim_));
   const auto chunks = static_cast<std::int64_t>(chunks_.size());
   const int threads =
       static_cast<int>(std::min<std::int64_t>(chunks, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // What may fail for lack of memory comes first: an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) {
-    (void)spaces_[static_cast<std::size_t>(i)].get(space);
+    (void)spaces_[static_cast<std::size_t>(i)].get(floats);
   }
   // A thread takes some in a row, and at the end of each fetches what the next one begins with.
   const std::int64_t in_a_row = std::clamp<std::int64_t>(chunks / (8 * threads), 1, 16);
@@ -178,9 +179,10 @@ void FlashDecode::run(const AttentionStep& step) {
   for (std::int64_t n = 0; n < chunks; ++n) {
     const Chunk& chunk = chunks_[static_cast<std::size_t>(n)];
     const Chunk* const next = (n + 1) % in_a_row != 0 && n + 1 < chunks ? &chunk + 1 : nullptr;
-    attend(step, chunk, next, spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
+    Scratch& space = spaces_[static_cast<std::size_t>(omp_get_thread_num())];
+    attend(step, chunk, next, space);
     for (std::size_t i = chunk.whole; i < chunk.whole + static_cast<std::size_t>(chunk.heads); ++i) {
-      if (std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel) == 1) join(step, wholes_[i]);
+      if (std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel) == 1) join(step, wholes_[i], space);
     }
   }
 }
@@ -245,7 +247,9 @@ void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* pr
 }
 
 /// Joins the parts of a sequence and KV head (clause E2), in the order of their keys.
-void FlashDecode::join(const AttentionStep& step, const Whole& whole) {
+void FlashDecode::join(const AttentionStep& step, const Whole& whole, Scratch& space) {
+  float* const factors = space.get(0);
+  float* const row = factors + padded(whole.count);
   const auto part = [&](std::int64_t n, std::int64_t r) -> const Part& {
     return parts_[static_cast<std::size_t>(whole.place + n * whole.apart + r)];
   };
@@ -256,15 +260,21 @@ void FlashDecode::join(const AttentionStep& step, const Whole& whole) {
     const bool finite = largest > minus_infinity;
     const auto share = [&](float logit) { return finite ? std::exp(static_cast<double>(logit - largest)) : 0; };
     double sum = sinks_ ? share((*sinks_)(head)) : 0;
-    for (std::int64_t n = 0; n < whole.count; ++n) sum += part(n, r).sum * share(part(n, r).largest);
-
-    float* const to = step.output.floats(whole.sequence, i, head);
-    for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] = 0;
-    for (std::int64_t n = 0; n < whole.count && sum != 0; ++n) {
-      const auto factor = static_cast<float>(share(part(n, r).largest) / sum);
-      const float* const blended = blended_.get(0) + (whole.place + n * whole.apart + r) * padded(v_dim_);
-      for (std::int64_t c = 0; c < v_dim_; ++c) to[c * step.output.channel] += factor * blended[c];
+    for (std::int64_t n = 0; n < whole.count; ++n) {
+      const double its = share(part(n, r).largest);
+      sum += part(n, r).sum * its;
+      factors[n] = static_cast<float>(its);
     }
+    std::fill(row, row + padded(v_dim_), 0.0f);
+    if (sum != 0) {
+      for (std::int64_t n = 0; n < whole.count; ++n) factors[n] = static_cast<float>(factors[n] / sum);
+      const float* const first = blended_.get(0) + (whole.place + r) * padded(v_dim_);
+      const RowBlock parts{Storage::f32, reinterpret_cast<const char*>(first),
+                           whole.apart * padded(v_dim_) * static_cast<std::int64_t>(sizeof(float)), whole.count,
+                           v_dim_};
+      kernels_.blend(parts, factors, whole.count, 1, row);
+    }
+    copy_elements(Storage::f32, row, 1, step.output.floats(whole.sequence, i, head), step.output.channel, v_dim_);
     if (step.lse) {
       step.lse->set(static_cast<float>(static_cast<double>(largest) + std::log(sum)), whole.sequence, i, head, 0);
     }

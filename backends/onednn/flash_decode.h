@@ -56,7 +56,7 @@ class FlashDecode {
   /// `next`: the chunk that this thread takes then; null: not known.
   void attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space);
   void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);
-  void join(const AttentionStep& step, const Whole& whole);
+  void join(const AttentionStep& step, const Whole& whole, Scratch& space);
 
   attest_problem problem_;
   std::int64_t group_, qk_dim_, v_dim_;

@@ -28,11 +28,11 @@ struct RowBlock {
 };
 
 /// For how many queries the kernels read a block's rows one after the other, all heads of row 0, of row 1 and so on:
-/// reading them is what takes the time then. For more queries, or narrower elements, the arithmetic does, and some rows
+/// reading them is all that takes time then. For more queries, or narrower elements, arithmetic does too, and some rows
 /// of a head are read side by side.
 constexpr int most_in_turn(abi::Storage storage) {
   const bool halves = storage == abi::Storage::f16 || storage == abi::Storage::bf16;
-  return storage == abi::Storage::f32 ? 4 : halves ? 2 : 0;
+  return storage == abi::Storage::f32 ? 3 : halves ? 2 : 0;
 }
 constexpr bool read_in_turn(abi::Storage storage, std::int64_t queries) {
   return queries <= most_in_turn(storage);

@@ -200,14 +200,22 @@ ATTEST_INLINE inline Four sums_of(const Floats (&vectors)[4]) {
 // The order of reading
 //
 // In turn (read_in_turn): memory is at its quickest where rows are read one after the other as they lie, and the sums
-// of values wait in the first-level cache meanwhile; side by side, they take a third longer to come (measured on Zen
-// 5). Beside: some tokens' rows of a head share each load of a query and of a sum.
+// of values wait in the first-level cache meanwhile; but with more queries loading and storing these is what takes the
+// time. Beside: some tokens' rows of a head share each load of a query and of a sum.
 
 template <int n>
 using Known = std::integral_constant<int, n>;
 
-/// Rows side by side: as many as leave registers for the sums of four queries.
-constexpr int side_by_side = lanes == 16 ? 4 : 2;
+/// Whether rows side by side wait for memory still. What is fetched comes little by little between the products then,
+/// for many lines at once would have to wait for each other, and of floats two rows are read.
+template <Storage storage>
+constexpr bool memory_bound(std::int64_t queries) {
+  return element_bytes<storage> > 1 && queries <= 4;
+}
+
+/// Rows side by side: not more than leave registers for the sums of four queries.
+template <Storage storage, bool little_by_little>
+constexpr int side_by_side = lanes == 16 && !(little_by_little && storage == Storage::f32) ? 4 : 2;
 
 /// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
 /// tenth. Whoever has the longer ones has these too.
@@ -226,20 +234,54 @@ inline bool in_turn(std::int64_t queries, const Visit& visit) {
   (std::make_integer_sequence<int, most>{});
 }
 
+/// Calls visit(little_by_little), a constant, for rows that are not read in turn.
+template <Storage storage, class Visit>
+inline void beside(const RowBlock& block, std::int64_t queries, const Visit& visit) {
+  if constexpr (memory_bound<storage>(1)) {
+    if (memory_bound<storage>(queries) && block.ahead != nullptr) return visit(std::true_type{});
+  }
+  visit(std::false_type{});
+}
+
 ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
 #pragma GCC unroll 8
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 3);
 }
 
-/// What comes with `tokens` rows of head h side by side. Without gaps the next tokens' rows come in their order, though
-/// these ones' heads come one after the other.
+/// Whether the rows ahead lie without gaps: then they come in their order, though of `tokens` rows side by side one
+/// head's come after the other's.
+ATTEST_INLINE inline bool dense_ahead(const RowBlock& block, std::int64_t bytes) {
+  return block.ahead_head_stride == bytes && block.ahead_stride == block.heads * bytes;
+}
+
+/// What comes with `tokens` rows of head h side by side, all at once: where arithmetic takes the time, that is quicker.
 template <int tokens>
 ATTEST_INLINE inline void fetch_beside(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes) {
   if (block.ahead == nullptr) return;
-  const bool dense = block.ahead_head_stride == bytes && block.ahead_stride == block.heads * bytes;
+  const bool dense = dense_ahead(block, bytes);
   if (dense) ahead += h * (tokens - 1) * bytes;
   for (int i = 0; i < tokens; ++i) fetch(ahead + i * (dense ? bytes : block.ahead_stride), bytes);
 }
+
+/// The same little by little.
+template <int tokens>
+class Fetching {
+ public:
+  ATTEST_INLINE Fetching(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes)
+      : at_(ahead), apart_(block.ahead_stride) {
+    if (dense_ahead(block, bytes)) at_ += h * (tokens - 1) * bytes, apart_ = 64, step_ = tokens * 64;
+  }
+  /// As many lines as lie in 64 bytes of each row.
+  ATTEST_INLINE void next() {
+#pragma GCC unroll 4
+    for (int i = 0; i < tokens; ++i) __builtin_prefetch(at_ + i * apart_, 0, 3);
+    at_ += step_;
+  }
+
+ private:
+  const char* at_;
+  std::int64_t apart_, step_ = 64;
+};
 
 /// Calls visit(tokens, heads, row, ahead, j, h) for so many rows at a time, from row j of head h on: constants that are
 /// the given ones or, for what is left over, 1. All heads of a token come before the next token.
@@ -348,7 +390,6 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
       const char* const own_ahead = ahead + i * (tokens > 1 ? keys.ahead_stride : keys.ahead_head_stride);
-      if (known_width != 0 && keys.ahead != nullptr) fetch(own_ahead, known_width * element_bytes<storage>);
       const char* from = row + i * (tokens > 1 ? keys.stride : keys.head_stride);
       const float* own = query + (h + (tokens > 1 ? 0 : i)) * queries * apart;
       anchor(from);
@@ -356,8 +397,7 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
       // In two sums: else each product would wait for the one before.
       Floats sum[2][queries] = {};
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto odd, const auto& key_of) ATTEST_INLINE {
-        // A row may be long.
-        if (known_width == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+        if (keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
           __builtin_prefetch(own_ahead + c * element_bytes<storage>, 0, 3);
         }
         const Floats key = key_of(from);
@@ -380,13 +420,15 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
   }
 }
 
-template <Storage storage, int known_width>
+template <Storage storage, int known_width, bool little_by_little>
 void multiply_beside(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                      std::int64_t leading) {
   const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
+  constexpr bool bit_by_bit = little_by_little || known_width == 0;  // Such a row may be long.
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    if (known_width != 0) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
+    Fetching<some> fetching(keys, ahead, h, width * element_bytes<storage>);
+    if (!bit_by_bit) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -395,11 +437,9 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       anchor(own);
       Floats sums[tokens * taken] = {};
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
-        // A row may be long.
-        if (known_width == 0 && r == 0 && keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
-          for (int i = 0; i < tokens; ++i) {
-            __builtin_prefetch(ahead + i * keys.ahead_stride + c * element_bytes<storage>, 0, 3);
-          }
+        if (bit_by_bit && r == 0 && (little_by_little || keys.ahead != nullptr) &&
+            c * element_bytes<storage> % 64 == 0) {
+          fetching.next();
         }
         Floats key[tokens];
 #pragma GCC unroll 4
@@ -416,7 +456,7 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       write_sums<taken>(sums, products + (h * queries + r) * leading + j, leading, 1);
     });
   };
-  each_row<side_by_side, 1>(keys, take);
+  each_row<side_by_side<storage, little_by_little>, 1>(keys, take);
 }
 
 template <Storage storage>
@@ -424,7 +464,9 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
                   std::int64_t leading) {
   by_width(keys.width, [&](auto width) {
     const auto few = [&](auto known) { multiply_in_turn<storage, known, width>(keys, query, products, leading); };
-    if (!in_turn<storage>(queries, few)) multiply_beside<storage, width>(keys, query, queries, products, leading);
+    if (in_turn<storage>(queries, few)) return;
+    beside<storage>(keys, queries,
+                    [&](auto some) { multiply_beside<storage, width, some>(keys, query, queries, products, leading); });
   });
 }
 
@@ -435,9 +477,6 @@ template <Storage storage, int queries, int known_width>
 void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t leading, float* blended) {
   const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
   const auto take = [&](auto, auto, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
-    if (values.ahead != nullptr) {
-      fetch(ahead, width * element_bytes<storage>);
-    }
     const float* const own_weights = weights + h * queries * leading + j;
     float* own = blended + h * queries * apart;
     anchor(row);
@@ -446,6 +485,9 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
 #pragma GCC unroll 4
     for (int r = 0; r < queries; ++r) weight[r] = Floats{} + own_weights[r * leading];
     each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+      if (values.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+        __builtin_prefetch(ahead + c * element_bytes<storage>, 0, 3);
+      }
       const Floats value = value_of(row);
 #pragma GCC unroll 4
       for (int r = 0; r < queries; ++r) {
@@ -457,13 +499,14 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
   each_row<1, 1>(values, take);
 }
 
-template <Storage storage, int known_width>
+template <Storage storage, int known_width, bool little_by_little>
 void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                   float* blended) {
   const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
+    Fetching<some> fetching(values, ahead, h, width * element_bytes<storage>);
+    if (!little_by_little) fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -478,6 +521,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
         for (int i = 0; i < tokens; ++i) weight[k][i] = Floats{} + own_weights[k * leading + i];
       }
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
+        if (little_by_little && r == 0 && c * element_bytes<storage> % 64 == 0) fetching.next();
         Floats value[tokens];
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) value[i] = value_of(from[i]);
@@ -491,7 +535,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
       });
     });
   };
-  each_row<side_by_side, 1>(values, take);
+  each_row<side_by_side<storage, little_by_little>, 1>(values, take);
 }
 
 template <Storage storage>
@@ -499,7 +543,9 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
                float* blended) {
   by_width(values.width, [&](auto width) {
     const auto few = [&](auto known) { blend_in_turn<storage, known, width>(values, weights, leading, blended); };
-    if (!in_turn<storage>(queries, few)) blend_beside<storage, width>(values, weights, leading, queries, blended);
+    if (in_turn<storage>(queries, few)) return;
+    beside<storage>(values, queries,
+                    [&](auto some) { blend_beside<storage, width, some>(values, weights, leading, queries, blended); });
   });
 }
 

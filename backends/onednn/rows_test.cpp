@@ -21,12 +21,12 @@ namespace {
 constexpr Storage storages[] = {Storage::f32, Storage::f16,     Storage::bf16,
                                 Storage::i8,  Storage::f8_e4m3, Storage::f8_e5m2};
 
-/// Rows of random codes that are finite numbers, apart from each other, in memory of just their size, so that a
+/// Rows of random codes that are finite numbers, `gap` elements apart, in memory of just their size, so that a
 /// sanitizer sees reads beyond.
 struct Rows {
-  Rows(Storage storage, std::int64_t count, std::int64_t width, std::mt19937& random)
+  Rows(Storage storage, std::int64_t count, std::int64_t width, std::mt19937& random, std::int64_t gap = 3)
       : storage_(storage), width_(width) {
-    stride = (width + 3) * element();
+    stride = (width + gap) * element();
     memory.resize(static_cast<std::size_t>((count - 1) * stride + width * element()));
     for (std::int64_t j = 0; j < count; ++j) {
       for (std::int64_t c = 0; c < width; ++c) {
@@ -79,7 +79,7 @@ TEST_CASE("the products and the blend of any width, count and storage are right"
   for (const RowKernels* const kernels : row_kernels()) {
     for (const Storage storage : storages) {
       for (const std::int64_t width : {1, 3, 8, 16, 20, 40, 64, 72, 128}) {
-        for (const std::int64_t queries : {1, 2, 3, 4, 7, 8}) {
+        for (const std::int64_t queries : {1, 2, 3, 4, 5, 6, 7, 8}) {
           const std::int64_t count = 1 + static_cast<std::int64_t>(random() % 40), wide = padded(width);
           INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
                              << queries << ", rows " << count);
@@ -156,9 +156,9 @@ TEST_CASE("products and blends have the same bits however the rows are divided i
   const auto [storage, width] =
       GENERATE(std::pair{Storage::f16, std::int64_t{72}}, std::pair{Storage::bf16, std::int64_t{64}},
                std::pair{Storage::i8, std::int64_t{20}}, std::pair{Storage::f32, std::int64_t{24}},
-               std::pair{Storage::f32, std::int64_t{128}});
+               std::pair{Storage::f32, std::int64_t{128}}, std::pair{Storage::f16, std::int64_t{128}});
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const std::int64_t queries : {1, 2, 4, 5, 7, 15}) {
+    for (const std::int64_t queries : {1, 2, 3, 4, 5, 7, 15}) {
       INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
                          << queries);
       constexpr std::int64_t count = 37, leading = count + row_padding;
@@ -173,7 +173,7 @@ TEST_CASE("products and blends have the same bits however the rows are divided i
       kernels->blend(rows.block(0, count), weights.data(), leading, queries, blended.data());
       std::int64_t first = 0;
       for (const std::int64_t some : {5, 7, 1, 2, 8, 3, 11}) {
-        const RowBlock piece = rows.block(first, some);
+        const RowBlock piece = some % 2 == 0 ? rows.stream(first, some) : rows.block(first, some);
         kernels->multiply(piece, query.data(), queries, pieces.data() + first, leading);
         kernels->blend(piece, weights.data() + first, leading, queries, blended_in_pieces.data());
         first += some;
@@ -188,8 +188,9 @@ TEST_CASE("products and blends have the same bits however the rows are divided i
 TEST_CASE("a block of several heads gives each of them the bits that it has alone") {
   std::mt19937 random(4);
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const Storage storage : {Storage::f32, Storage::f16, Storage::i8}) {
+    for (const Storage storage : {Storage::f32, Storage::f16, Storage::bf16, Storage::i8}) {
       for (const std::int64_t width : {20, 64, 128}) {
+        const std::int64_t gap = width == 64 ? 3 : 0;  // Without gaps, rows are fetched in another order.
         for (const std::int64_t heads : {2, 4, 5, 9}) {
           for (const std::int64_t queries : {1, 2, 3, 4, 5, 8}) {
             for (const bool adjacent : {true, false}) {
@@ -197,7 +198,7 @@ TEST_CASE("a block of several heads gives each of them the bits that it has alon
                                  << heads << ", queries " << queries << ", adjacent " << adjacent);
               constexpr std::int64_t count = 7, leading = count + row_padding;
               const std::int64_t wide = padded(width);
-              const Rows rows(storage, heads * count, width, random);
+              const Rows rows(storage, heads * count, width, random, gap);
               const RowBlock all = rows.split(heads, heads * count, adjacent);
               std::vector<float> query = numbers(heads * queries * wide, random);
               for (std::int64_t r = 0; r < heads * queries; ++r) {
@@ -219,6 +220,10 @@ TEST_CASE("a block of several heads gives each of them the bits that it has alon
               }
               CHECK(products == single);  // What lies between the products is left alone.
               CHECK(blended == single_blended);
+              RowBlock unfetched = all;
+              unfetched.ahead = nullptr;
+              kernels->multiply(unfetched, query.data(), queries, products.data(), leading);
+              CHECK(products == single);
             }
           }
         }

@@ -76,7 +76,7 @@ inline void settle_streams() {
 #endif
 }
 
-/// Asks for a row that will be read next, into the first-level cache.
+/// Asks for a row that will be read soon, into the first-level cache.
 inline void fetch_row(const void* row, std::int64_t bytes) {
   for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 3);
 }
