@@ -251,7 +251,7 @@ ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
 /// Whether the rows ahead lie without gaps: then they come in their order, though of `tokens` rows side by side one
 /// head's come after the other's.
 ATTEST_INLINE inline bool dense_ahead(const RowBlock& block, std::int64_t bytes) {
-  return block.ahead_head_stride == bytes && block.ahead_stride == block.heads * bytes;
+  return (block.heads == 1 || block.ahead_head_stride == bytes) && block.ahead_stride == block.heads * bytes;
 }
 
 /// What comes with `tokens` rows of head h side by side, all at once: where arithmetic takes the time, that is quicker.
