@@ -45,7 +45,7 @@ struct Item {
   Temperature temperature = Temperature::cold;
   size_t steps = 1;             ///< Timed steps of a turn.
   size_t next = 0;              ///< The copy that is used next.
-  std::vector<double> rates{};  ///< A ceiling's medians, by round.
+  std::vector<double> rates{};  ///< A ceiling's, by round.
 };
 
 class Measurement {
@@ -105,18 +105,18 @@ class Measurement {
     }
     check_again();
     cores_.release(0);
-    for (const Item& item : items_) {
+    for (Item& item : items_) {
       if (item.backend != nullptr) {
         if (!item.series->wrong.empty()) item.series->rounds.clear();
       } else if (item.device != nullptr) {
         DeviceLimit& limit = result_.devices[item.device->label()];
         if (!limit.wrong.empty()) continue;
-        (item.multiply_add ? limit.ceiling.multiply_add : limit.ceiling.read_cold) = median(item.rates);
+        (item.multiply_add ? limit.ceiling.multiply_add : limit.ceiling.read_cold) = std::move(item.rates);
       } else if (item.multiply_add) {
-        result_.ceiling.multiply_add = median(item.rates);
+        result_.ceiling.multiply_add = std::move(item.rates);
       } else {
         (item.temperature == Temperature::cold ? result_.ceiling.read_cold : result_.ceiling.read_hot) =
-            median(item.rates);
+            std::move(item.rates);
       }
     }
     return std::move(result_);
@@ -324,10 +324,18 @@ const Ceiling& Measured::ceiling_of(const Series& one) const {
 Bound bound_of(const Measured& measured, const Series& series) {
   const Ceiling& ceiling = measured.ceiling_of(series);
   if (measured.devices.contains(series.backend) && series.temperature == Temperature::hot) return {};
-  const double read = series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold;
-  const double memory = read > 0 ? 1e6 * measured.cost.bytes / read : 0;
-  const double compute = ceiling.multiply_add > 0 ? 1e6 * measured.cost.flops / ceiling.multiply_add : 0;
-  return {std::max(memory, compute), memory >= compute};
+  const std::vector<double>& read = series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold;
+  Bound bound;
+  size_t by_memory = 0;
+  for (size_t round = 0; round < std::max(read.size(), ceiling.multiply_add.size()); ++round) {
+    const double memory = round < read.size() ? 1e6 * measured.cost.bytes / read[round] : 0;
+    const double compute =
+        round < ceiling.multiply_add.size() ? 1e6 * measured.cost.flops / ceiling.multiply_add[round] : 0;
+    bound.microseconds.push_back(std::max(memory, compute));
+    if (memory >= compute) ++by_memory;
+  }
+  bound.memory = 2 * by_memory >= bound.microseconds.size();
+  return bound;
 }
 
 int64_t last_cache() {

@@ -41,9 +41,10 @@ struct Series {
   [[nodiscard]] std::vector<double> medians() const;
 };
 
+/// Medians by round, which are paired with those of the series; empty where not measured.
 struct Ceiling {
-  double read_cold = 0, read_hot = 0;  ///< Bytes per second; 0 where not measured.
-  double multiply_add = 0;             ///< Operations per second.
+  std::vector<double> read_cold, read_hot;  ///< Bytes per second.
+  std::vector<double> multiply_add;         ///< Operations per second.
 };
 
 /// A device's ceiling, by the backend that runs on it. Of hot steps there is none: nothing measures its caches.
@@ -58,7 +59,7 @@ struct Measured {
   Cost cost;
   size_t copies = 0;
   size_t copies_wanted = 0;  ///< With fewer, cold steps may find a part of their cache in the last cache.
-  Ceiling ceiling;           ///< The host's; 0 where no backend works on it.
+  Ceiling ceiling;           ///< The host's; empty where no backend works on it.
   std::map<std::string, DeviceLimit> devices{};  ///< By the backend's label.
   std::vector<Series> series;
 
@@ -66,9 +67,10 @@ struct Measured {
   [[nodiscard]] const Ceiling& ceiling_of(const Series& one) const;
 };
 
-/// The least time that a step can take by the ceilings, in microseconds, and which of them says so; 0 without any.
+/// The least time that a step can take by the ceilings, in microseconds and by round, and which of them says so in
+/// most; empty without any.
 struct Bound {
-  double microseconds = 0;
+  std::vector<double> microseconds;
   bool memory = true;
 };
 Bound bound_of(const Measured& measured, const Series& series);

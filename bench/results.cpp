@@ -48,12 +48,17 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   count("tokens_per_second", figures.tokens_per_second);
   count("kv_gb_per_second", figures.kv_gb_per_second);
   count("gflops", figures.gflops);
-  count("ceiling_share", figures.ceiling);
-  count("ceiling_us", bound_of(measured, series).microseconds);
+  count("ceiling_share", figures.share.median);
+  if (figures.share.median > 0) {
+    count("ceiling_share_low", figures.share.low);
+    count("ceiling_share_high", figures.share.high);
+  }
+  count("ceiling_us", figures.ceiling);
   count("ceiling_is_memory", figures.memory_bound ? 1 : 0);
   const Ceiling& ceiling = measured.ceiling_of(series);
-  count("read_gb_per_second", (series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold) / 1e9);
-  count("multiply_add_gflops", ceiling.multiply_add / 1e9);
+  const auto rate = [](const std::vector<double>& rates) { return rates.empty() ? 0 : median(rates) / 1e9; };
+  count("read_gb_per_second", rate(series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold));
+  count("multiply_add_gflops", rate(ceiling.multiply_add));
   if (measured.devices.contains(series.backend)) count("ceiling_is_device", 1);
   count("bytes", measured.cost.bytes);
   count("flops", measured.cost.flops);
@@ -117,25 +122,28 @@ Result result_of(Fields& entry) {
   return result;
 }
 
-std::vector<std::vector<double>> rounds_of(const Json& rounds, const std::string& place) {
-  const auto filled = [](const Json& value, const std::string& where) {
-    if (!value.is_array()) throw Error::at(where, "got {}, wanted an array", value.type_name());
-    if (value.empty()) throw Error::at(where, "got an empty array");
-  };
-  filled(rounds, place);
-  std::vector<std::vector<double>> list;
-  for (size_t i = 0; i < rounds.size(); ++i) {
-    const std::string where = fmt::format("{}[{}]", place, i);
-    filled(rounds[i], where);
-    auto& samples = list.emplace_back();
-    for (size_t j = 0; j < rounds[i].size(); ++j) {
-      const std::string here = fmt::format("{}[{}]", where, j);
-      samples.push_back(json_to<double>(rounds[i][j], here));
-      if (!std::isfinite(samples.back()) || samples.back() <= 0) {
-        throw Error::at(here, "got {}, wanted more than 0", samples.back());
-      }
+void not_empty(const Json& value, const std::string& place) {
+  if (!value.is_array()) throw Error::at(place, "got {}, wanted an array", value.type_name());
+  if (value.empty()) throw Error::at(place, "got an empty array");
+}
+
+std::vector<double> times_of(const Json& list, const std::string& place) {
+  not_empty(list, place);
+  std::vector<double> times;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const std::string here = fmt::format("{}[{}]", place, i);
+    times.push_back(json_to<double>(list[i], here));
+    if (!std::isfinite(times.back()) || times.back() <= 0) {
+      throw Error::at(here, "got {}, wanted more than 0", times.back());
     }
   }
+  return times;
+}
+
+std::vector<std::vector<double>> rounds_of(const Json& rounds, const std::string& place) {
+  not_empty(rounds, place);
+  std::vector<std::vector<double>> list;
+  for (size_t i = 0; i < rounds.size(); ++i) list.push_back(times_of(rounds[i], fmt::format("{}[{}]", place, i)));
   return list;
 }
 
@@ -154,8 +162,17 @@ Figures figures_of(const Measured& measured, const Series& series) {
   figures.kv_gb_per_second = measured.cost.kv_bytes / seconds / 1e9;
   figures.gflops = measured.cost.flops / seconds / 1e9;
   const Bound bound = bound_of(measured, series);
-  figures.ceiling = bound.microseconds / figures.step.median;
   figures.memory_bound = bound.memory;
+  if (bound.microseconds.empty()) return figures;
+  figures.ceiling = median(bound.microseconds);
+  // Round by round, and not median over median: where a machine's memory is now faster and now slower, the two medians
+  // may be of different times.
+  const std::vector<double> steps = series.medians();
+  std::vector<double> shares;
+  for (size_t round = 0; round < std::min(steps.size(), bound.microseconds.size()); ++round) {
+    shares.push_back(bound.microseconds[round] / steps[round]);
+  }
+  figures.share = middle_of(shares, 0.95);
   return figures;
 }
 
@@ -167,12 +184,16 @@ std::string results_json(const std::vector<Measured>& measured, const std::map<s
   benchmark::BenchmarkReporter::Context::executable_name = "attest bench";
   reporter.ReportContext(benchmark::BenchmarkReporter::Context());
   std::vector<Run> runs;
-  Json rounds = Json::object();
+  Json rounds = Json::object(), ceilings = Json::object();
   int64_t family = 0;
   for (const Measured& one : measured) {
     for (const Series& series : one.series) {
       runs.push_back(run_of(one, series, family++));
-      if (!series.rounds.empty()) rounds[result_name(one.shape, series)] = series.rounds;
+      if (series.rounds.empty()) continue;
+      rounds[result_name(one.shape, series)] = series.rounds;
+      if (const Bound bound = bound_of(one, series); !bound.microseconds.empty()) {
+        ceilings[result_name(one.shape, series)] = bound.microseconds;
+      }
     }
   }
   reporter.ReportRuns(runs);
@@ -190,7 +211,7 @@ std::string results_json(const std::vector<Measured>& measured, const std::map<s
     }
   }
   if (!json.contains("benchmarks")) json["benchmarks"] = Json::array();
-  json["attest"] = {{"format", 1}, {"unit", "us"}, {"rounds", rounds}};
+  json["attest"] = {{"format", 1}, {"unit", "us"}, {"rounds", rounds}, {"ceilings", ceilings}};
   return json.dump(1) + "\n";
 }
 
@@ -245,9 +266,15 @@ Results parse_results(std::string_view text, std::string_view place) {
     }
     results.list.push_back(std::move(result));
   }
-  for (const auto& [name, value] : rounds.items()) {
-    if (!names.contains(name)) throw Error::at(own.place("rounds"), "\"{}\" is the name of no benchmark", name);
-  }
+  const auto named = [&](const Json& list_by_name, const char* field, const auto& check) {
+    for (const auto& [name, value] : list_by_name.items()) {
+      if (!names.contains(name)) throw Error::at(own.place(field), "\"{}\" is the name of no benchmark", name);
+      check(value, fmt::format("{}[\"{}\"]", own.place(field), name));
+    }
+  };
+  named(rounds, "rounds", [](const Json&, const std::string&) {});  // Their values were read above.
+  if (json["attest"].contains("ceilings"))
+    named(own.object("ceilings"), "ceilings", times_of);  // Once there were none.
   if (list.empty()) throw Error::at(file.place("benchmarks"), "got none, wanted one at least");
   return results;
 }

@@ -20,7 +20,8 @@ std::string result_name(const Shape& shape, const Series& series);
 struct Figures {
   Summary step;  ///< Microseconds.
   double tokens_per_second = 0, kv_gb_per_second = 0, gflops = 0;
-  double ceiling = 0;  ///< Share of the ceiling that was reached.
+  Middle share;        ///< Of the ceiling, reached round by round, and its interval at 95 %; 0 without a ceiling.
+  double ceiling = 0;  ///< Median over the rounds of the least time that the step can take, in microseconds.
   bool memory_bound = true;
 };
 Figures figures_of(const Measured& measured, const Series& series);

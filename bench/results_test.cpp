@@ -24,7 +24,8 @@ using Catch::Matchers::WithinRel;
 std::vector<Measured> invented(double factor = 1) {
   std::vector<Measured> list;
   for (const Shape& shape : shapes_from_json(R"({"shapes": [{"set": "decode", "context": [512, 2048]}]})", "test")) {
-    Measured one{.shape = shape, .cost = cost_of(shape), .copies = 3, .ceiling = {40e9, 80e9, 150e9}, .series = {}};
+    Measured one{.shape = shape, .cost = cost_of(shape), .copies = 3, .ceiling = {}, .series = {}};
+    one.ceiling = {std::vector(20, 40e9), std::vector(20, 80e9), std::vector(20, 150e9)};
     Series series{"mine", Temperature::cold, "", {}};
     for (int round = 0; round < 20; ++round) {
       const double noise = 1 + 0.001 * (round % 5);
@@ -64,6 +65,34 @@ TEST_CASE("Results are Google Benchmark's JSON") {
   CHECK(json["benchmarks"][3]["error_occurred"] == true);
   CHECK(json["benchmarks"][3]["error_message"] == "wrong\nthere");
   CHECK(json["attest"]["rounds"].size() == 3);
+  CHECK(json["attest"]["ceilings"].size() == 3);
+  CHECK(json["attest"]["ceilings"]["mine/decode/b1_h32-32_d128_c512_f32/cold"].size() == 20);
+}
+
+TEST_CASE("The share of the ceiling is that of each round: a machine whose memory has two speeds does not change it") {
+  Measured one = invented()[0];
+  Series& series = one.series[0];
+  one.series.resize(1);
+  const double best = one.cost.bytes / 40e9 * 1e6;  // microseconds
+  for (size_t round = 0; round < 20; ++round) {
+    const double speed = round < 9 ? 1.5 : 1;
+    one.ceiling.read_cold[round] = 40e9 * speed;
+    // 80 % of what there is; but most of the fast rounds find the backend at a limit of its own.
+    series.rounds[round] = {best / 0.8 / (round == 0 ? speed : 1)};
+  }
+  const Figures figures = figures_of(one, series);
+  CHECK_THAT(figures.share.median, WithinRel(0.8, 1e-9));
+  CHECK_THAT(figures.share.low, WithinRel(0.8 / 1.5, 1e-9));
+  CHECK_THAT(figures.share.high, WithinRel(0.8, 1e-9));
+  CHECK_THAT(figures.ceiling, WithinRel(best, 1e-9));
+  Results results = parse_results(results_json({one}, {}), "test");
+  CHECK_THAT(results_table(results), ContainsSubstring(" 80 % (53-80) of read"));
+  for (const char* field : {"ceiling_share_low", "ceiling_share_high"}) results.list.at(0).counters.erase(field);
+  CHECK_THAT(results_table(results), ContainsSubstring(" 80 % of read"));  // a file from before there were any
+  one.ceiling = {};
+  const Results without = parse_results(results_json({one}, {}), "test");
+  CHECK(without.list.at(0).counter("ceiling_share") == 0);
+  CHECK_THAT(results_table(without), ContainsSubstring("no ceiling"));
 }
 
 TEST_CASE("Results read back as they were") {
@@ -132,10 +161,14 @@ TEST_CASE("Every broken field of a results file is named") {
   refused("/benchmarks/0/real_time", -1, "r.json: benchmarks[0].real_time: got -1, wanted 0 or more");
   refused("/benchmarks/0/real_time", nullptr, "r.json: benchmarks[0].real_time: got null");
   refused_without("/benchmarks/0", "ceiling_share", missing);
+  refused("/attest/ceilings", 3, "r.json: attest.ceilings: got 3, wanted an object");
+  refused("/attest/ceilings/nobody", {1.0}, "attest.ceilings: \"nobody\" is the name of no benchmark");
   const std::string rounds = "r.json: attest.rounds[\"mine/decode/b1_h32-32_d128_c512_f32/cold\"]";
   const Json::json_pointer first = Json::json_pointer("/attest/rounds") / "mine/decode/b1_h32-32_d128_c512_f32/cold";
   refused(first.to_string().c_str(), 3, rounds + ": got number, wanted an array");
   refused(first.to_string().c_str(), Json::array(), rounds + ": got an empty array");
+  const Json::json_pointer bound = Json::json_pointer("/attest/ceilings") / "mine/decode/b1_h32-32_d128_c512_f32/cold";
+  refused((bound / 1).to_string().c_str(), 0, "c512_f32/cold\"][1]: got 0, wanted more than 0");
   refused((first / 1).to_string().c_str(), 3, rounds + "[1]: got number, wanted an array");
   refused((first / 1).to_string().c_str(), Json::array(), rounds + "[1]: got an empty array");
   refused((first / 1 / 2).to_string().c_str(), -2, rounds + "[1][2]: got -2, wanted more than 0");
@@ -145,7 +178,7 @@ TEST_CASE("Every broken field of a results file is named") {
   refused("/attest/rounds/other", Json::parse("[[1]]"), "attest.rounds: \"other\" is the name of no benchmark");
   Json none = Json::parse(good);
   none["benchmarks"] = Json::array();
-  none["attest"]["rounds"] = Json::object();
+  none["attest"]["rounds"] = none["attest"]["ceilings"] = Json::object();
   CHECK_THROWS_MATCHES(parse_results(none.dump(), "r.json"), Error,
                        MessageMatches(ContainsSubstring("benchmarks: got none, wanted one at least")));
 }

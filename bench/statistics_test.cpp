@@ -62,6 +62,25 @@ TEST_CASE("An outlier moves the tail and not the median") {
   CHECK(summarise(samples).p99 == 1e6);
 }
 
+TEST_CASE("A median has an interval, which holds where the values are few") {
+  std::vector<double> values(100);
+  std::iota(values.begin(), values.end(), 1);
+  const Middle many = middle_of(values, 0.95);
+  CHECK(many.median == 50.5);
+  CHECK(many.low <= 41);  // order statistics: the 40th and the 61st
+  CHECK(many.low >= 35);
+  CHECK(many.high >= 60);
+  CHECK(many.high <= 66);
+  const Middle few = middle_of({3, 1, 2}, 0.95);
+  CHECK(few.median == 2);
+  CHECK(few.low == 1);
+  CHECK(few.high == 3);
+  const Middle one = middle_of({7}, 0.95);
+  CHECK(one.low == 7);
+  CHECK(one.high == 7);
+  CHECK(middle_of({}, 0.95).median == 0);
+}
+
 TEST_CASE("The same code is SAME although the machine's mood swings by 80 %") {
   const Comparison result = compared(noisy(60, 1, 0.02));
   CHECK(result.verdict == Verdict::same);

@@ -55,11 +55,15 @@ def checked_entry(entry, place):
         wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
 
 
+def checked_times(times, place):
+    good = isinstance(times, list) and times and all(is_number(value) and value > 0 for value in times)
+    wanted(good, f"{place}: wanted an array of numbers above 0 that is not empty")
+
+
 def checked_rounds(rounds, place):
     wanted(isinstance(rounds, list) and rounds, f"{place}: wanted an array that is not empty")
     for index, samples in enumerate(rounds):
-        good = isinstance(samples, list) and samples and all(is_number(value) and value > 0 for value in samples)
-        wanted(good, f"{place}[{index}]: wanted an array of numbers above 0 that is not empty")
+        checked_times(samples, f"{place}[{index}]")
 
 
 def checked(run):
@@ -70,6 +74,7 @@ def checked(run):
     own = run["attest"]
     wanted(own.get("format") == 1 and own.get("unit") == "us", "attest: wanted format 1 and unit us")
     wanted(isinstance(own.get("rounds"), dict), "attest.rounds: wanted an object")
+    wanted(isinstance(own.get("ceilings", {}), dict), "attest.ceilings: wanted an object")
     wanted(run["benchmarks"], "benchmarks: got none, wanted one at least")
     names = set()
     for index, entry in enumerate(run["benchmarks"]):
@@ -80,6 +85,8 @@ def checked(run):
         names.add(name)
         if name in own["rounds"] or not entry.get("error_occurred"):
             checked_rounds(own["rounds"].get(name), f"attest.rounds[{name!r}]")
+        if name in own.get("ceilings", {}):
+            checked_times(own["ceilings"][name], f"attest.ceilings[{name!r}]")
     return run
 
 
@@ -95,9 +102,13 @@ def read(path):
         raise ValueError(f"{path}: {reason}") from broken
 
 
+def rounded(microseconds):
+    return round(microseconds, 3) or microseconds  # no time is 0
+
+
 def merged(runs):
     """One run's JSON: the first run's context, every run's entries."""
-    whole = {"context": runs[0]["context"], "benchmarks": [], "attest": {"format": 1, "unit": "us", "rounds": {}}}
+    whole = {"context": runs[0]["context"], "benchmarks": [], "attest": {"format": 1, "unit": "us", "rounds": {}, "ceilings": {}}}
     for run in runs:
         whole["context"].update({k: v for k, v in run["context"].items() if k.startswith(("backend ", "ceilings of ", "no ceiling of "))})
         for entry in run["benchmarks"]:
@@ -107,8 +118,10 @@ def merged(runs):
             rounds = run["attest"]["rounds"].get(entry["name"])
             if rounds is not None:
                 medians = [statistics.median(samples) for samples in rounds]
-                medians = [[round(middle, 3) or middle] for middle in medians]  # no time is 0
-                whole["attest"]["rounds"][entry["name"]] = medians
+                whole["attest"]["rounds"][entry["name"]] = [[rounded(middle)] for middle in medians]
+            ceilings = run["attest"].get("ceilings", {}).get(entry["name"])
+            if ceilings is not None:
+                whole["attest"]["ceilings"][entry["name"]] = [rounded(time) for time in ceilings]
     def shape_of(entry):
         return tuple(entry["name"].rsplit("/", 3)[1:3])
 
@@ -140,6 +153,12 @@ def temperature_of(cells, temperature):
     return f"{temperature}* " + ", ".join(f"{copies:.0f} of {wanted:.0f}" for copies, wanted in sorted(few))
 
 
+def is_loose(entry):
+    """Whether the share of the ceiling was not the same from round to round."""
+    low, high = entry.get("ceiling_share_low"), entry.get("ceiling_share_high")
+    return is_number(low) and is_number(high) and high - low > 0.1
+
+
 def tables(whole):
     """Markdown: a table for each set, a row for each shape and temperature."""
     backends, sets, reasons = [], {}, {}
@@ -148,7 +167,7 @@ def tables(whole):
         if backend not in backends:
             backends.append(backend)
         sets.setdefault(kind, {}).setdefault((shape, temperature), {})[backend] = entry
-    lines, warm = [], False
+    lines, warm, loose = [], False, False
     for kind, rows in sets.items():
         lines += [f"## {kind}", "", "|shape| |ceiling, µs|" + "|".join(map(cell, backends)) + "|",
                   "|-|-|-:|" + "-:|" * len(backends)]
@@ -171,6 +190,8 @@ def tables(whole):
                     share = "?" if entry["ceiling_share"] > 1.2 else f"{100 * entry['ceiling_share']:.0f} %"
                     if not entry["ceiling_us"] > 0:
                         share = "no ceiling"
+                    elif share != "?" and is_loose(entry):
+                        share, loose = f"~{share}", True
                     text = f"{digits(entry['real_time'])} · {share}"
                     if backend == fastest and len(backends) > 1:
                         text = f"**{text}**"
@@ -182,6 +203,9 @@ def tables(whole):
             "\\* So many copies of the cache only, of those that make it cold (five times the last cache): may be warm.",
             "",
         ]
+    if loose:
+        lines += ["~ The share's interval is wider than 10 points: the machine was not the same from round to round.",
+                  ""]
     if reasons:
         lines += ["No number:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()] + [""]

@@ -44,7 +44,9 @@ std::string share_of_ceiling(const Result& result) {
     return result.counter("ceiling_is_device") > 0 ? "? the ceiling was disturbed, or too low"
                                                    : "? the ceiling was disturbed";
   }
-  return fmt::format("{:.0f} % {}", 100 * share, ceiling_name(result));
+  const double low = result.counter("ceiling_share_low"), high = result.counter("ceiling_share_high");
+  const std::string interval = high > 0 ? fmt::format(" ({:.0f}-{:.0f})", 100 * low, 100 * high) : "";
+  return fmt::format("{:.0f} %{} {}", 100 * share, interval, ceiling_name(result));
 }
 
 std::string results_table(const Results& results) {
@@ -55,7 +57,7 @@ std::string results_table(const Results& results) {
     if (const std::string now = result.set + "/" + result.shape; now != title) {
       title = now;
       text += std::exchange(note, "");
-      text += fmt::format("{}{}\n  {:<{}} {:<5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>8}\n",
+      text += fmt::format("{}{}\n  {:<{}} {:<5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>21}\n",
                           text.empty() ? "" : "\n", title, "backend", widest, "", "median us", "p95", "p99", "min", "n",
                           "tokens/s", "KV GB/s", "GFLOP/s", "ceiling");
     }
@@ -71,7 +73,7 @@ std::string results_table(const Results& results) {
     }
     const auto figure = [&](const char* name) { return digits(result.counter(name)); };
     text +=
-        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>13}\n", figure("real_time"), figure("p95_us"),
+        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>21}\n", figure("real_time"), figure("p95_us"),
                     figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
                     figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
   }

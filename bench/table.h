@@ -17,7 +17,8 @@ std::string digits(double value);
 /// A larger share of the ceiling is no feat: something else used the machine while the ceiling was measured.
 inline constexpr double kMostShare = 1.2;
 
-/// "85 % of read", "of FMA", and of a device "of copy", "of product"; or that there is no ceiling, or a wrong one.
+/// "85 % (84-88) of read", with its interval, "of FMA", and of a device "of copy", "of product"; or that there is no
+/// ceiling, or a wrong one.
 std::string share_of_ceiling(const Result& result);
 
 /// One line a series, grouped by shape; a backend without a number has its reason.

@@ -236,6 +236,8 @@ def entry_of(reference, name, rounds, copies):
         return samples[min(len(samples) - 1, math.ceil(share * len(samples)) - 1)]
 
     entry = dict(reference, name=name, run_name=name, iterations=len(samples), real_time=middle, cpu_time=middle)
+    for bound in ("ceiling_share_low", "ceiling_share_high"):  # Of rounds that were not this peer's.
+        entry.pop(bound, None)
     speed = reference["real_time"] / middle
     for counter in ("tokens_per_second", "kv_gb_per_second", "gflops", "ceiling_share"):
         if counter in reference:
