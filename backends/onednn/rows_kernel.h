@@ -151,6 +151,17 @@ inline Floats load_some(const char* from, std::int64_t count) {
   return load<storage>(elements);
 }
 
+/// The float in every lane. Left to the compiler, a sum with 0 would come before.
+ATTEST_INLINE inline Floats in_all_lanes(const float& value) {
+#if ATTEST_ROW_LANES == 16
+  return reinterpret_cast<Floats>(_mm512_set1_ps(value));
+#elif ATTEST_ROW_LANES == 8
+  return reinterpret_cast<Floats>(_mm256_set1_ps(value));
+#else
+  return Floats{} + value;
+#endif
+}
+
 /// a * b + sum, fused wherever the vectors can: left to the compiler, one loop's may be and another's not, and a
 /// result's bits would depend on how many rows are side by side.
 ATTEST_INLINE inline Floats add_product(Floats sum, Floats a, Floats b) {
@@ -196,6 +207,24 @@ ATTEST_INLINE inline Four sums_of(const Floats (&vectors)[4]) {
 #endif
 }
 
+#if ATTEST_ROW_LANES == 16
+/// The same tree for what fills a vector: lane n of the result is the sum of vector n.
+ATTEST_INLINE inline Floats sums_of(const Floats (&vectors)[16]) {
+  Floats fours[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    fours[k] = add_neighbours(add_neighbours(vectors[4 * k], vectors[4 * k + 1]),
+                              add_neighbours(vectors[4 * k + 2], vectors[4 * k + 3]));
+  }
+  const auto add_quarters = [](Floats a, Floats b) ATTEST_INLINE {
+    const __m512 first = reinterpret_cast<__m512>(a), second = reinterpret_cast<__m512>(b);
+    return reinterpret_cast<Floats>(_mm512_shuffle_f32x4(first, second, 0x88)) +
+           reinterpret_cast<Floats>(_mm512_shuffle_f32x4(first, second, 0xDD));
+  };
+  return add_quarters(add_quarters(fours[0], fours[1]), add_quarters(fours[2], fours[3]));
+}
+#endif
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The order of reading
 //
@@ -206,16 +235,17 @@ ATTEST_INLINE inline Four sums_of(const Floats (&vectors)[4]) {
 template <int n>
 using Known = std::integral_constant<int, n>;
 
-/// Whether rows side by side wait for memory still. What is fetched comes little by little between the products then,
-/// for many lines at once would have to wait for each other, and of floats two rows are read.
-template <Storage storage>
-constexpr bool memory_bound(std::int64_t queries) {
-  return element_bytes<storage> > 1 && queries <= 4;
-}
+/// How what comes later is fetched while rows side by side are multiplied.
+enum class Fetched {
+  at_once,       ///< All when the rows' turn begins: where arithmetic takes the time. Also where nothing is.
+  by_one_group,  ///< Little by little, between the products of the first queries.
+  by_two_groups  ///< Between those of the first eight queries, a half for each four.
+};
 
-/// Rows side by side: not more than leave registers for the sums of four queries.
-template <Storage storage, bool little_by_little>
-constexpr int side_by_side = lanes == 16 && !(little_by_little && storage == Storage::f32) ? 4 : 2;
+/// Rows side by side: not more than leave registers for the sums of four queries, and of floats only two where memory
+/// takes longer than arithmetic.
+template <Storage storage, Fetched fetched>
+constexpr int side_by_side = lanes == 16 && !(fetched == Fetched::by_one_group && storage == Storage::f32) ? 4 : 2;
 
 /// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
 /// tenth. Whoever has the longer ones has these too.
@@ -234,13 +264,18 @@ inline bool in_turn(std::int64_t queries, const Visit& visit) {
   (std::make_integer_sequence<int, most>{});
 }
 
-/// Calls visit(little_by_little), a constant, for rows that are not read in turn.
+template <Fetched fetched>
+using How = std::integral_constant<Fetched, fetched>;
+
+/// Calls visit(fetched), a constant, for rows that are not read in turn. Many lines at once have to wait for each
+/// other, and the rows behind them.
 template <Storage storage, class Visit>
 inline void beside(const RowBlock& block, std::int64_t queries, const Visit& visit) {
-  if constexpr (memory_bound<storage>(1)) {
-    if (memory_bound<storage>(queries) && block.ahead != nullptr) return visit(std::true_type{});
+  if constexpr (element_bytes < storage >> 1) {
+    if (queries <= 4 && block.ahead != nullptr) return visit(How<Fetched::by_one_group>{});
+    if (queries >= 8 && block.ahead != nullptr) return visit(How<Fetched::by_two_groups>{});
   }
-  visit(std::false_type{});
+  visit(How<Fetched::at_once>{});
 }
 
 ATTEST_INLINE inline void fetch(const char* from, std::int64_t bytes) {
@@ -254,7 +289,7 @@ ATTEST_INLINE inline bool dense_ahead(const RowBlock& block, std::int64_t bytes)
   return (block.heads == 1 || block.ahead_head_stride == bytes) && block.ahead_stride == block.heads * bytes;
 }
 
-/// What comes with `tokens` rows of head h side by side, all at once: where arithmetic takes the time, that is quicker.
+/// What comes with `tokens` rows of head h side by side, whose own place ahead is `ahead`: all at once.
 template <int tokens>
 ATTEST_INLINE inline void fetch_beside(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes) {
   if (block.ahead == nullptr) return;
@@ -263,18 +298,23 @@ ATTEST_INLINE inline void fetch_beside(const RowBlock& block, const char* ahead,
   for (int i = 0; i < tokens; ++i) fetch(ahead + i * (dense ? bytes : block.ahead_stride), bytes);
 }
 
-/// The same little by little.
-template <int tokens>
+/// Little by little: of the `tokens` rows `share`, from row `first` on.
+template <int share>
 class Fetching {
  public:
-  ATTEST_INLINE Fetching(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes)
+  ATTEST_INLINE Fetching(const RowBlock& block, const char* ahead, std::int64_t h, std::int64_t bytes, int tokens,
+                         int first)
       : at_(ahead), apart_(block.ahead_stride) {
-    if (dense_ahead(block, bytes)) at_ += h * (tokens - 1) * bytes, apart_ = 64, step_ = tokens * 64;
+    if (dense_ahead(block, bytes)) {
+      at_ += h * (tokens - 1) * bytes + first * bytes, apart_ = 64, step_ = share * 64;
+    } else {
+      at_ += first * apart_;
+    }
   }
   /// As many lines as lie in 64 bytes of each row.
   ATTEST_INLINE void next() {
 #pragma GCC unroll 4
-    for (int i = 0; i < tokens; ++i) __builtin_prefetch(at_ + i * apart_, 0, 3);
+    for (int i = 0; i < share; ++i) __builtin_prefetch(at_ + i * apart_, 0, 3);
     at_ += step_;
   }
 
@@ -380,6 +420,26 @@ ATTEST_INLINE inline void write_sums(const Floats (&sums)[count], float* product
   }
 }
 
+/// products[k * leading + i] = the sum of vector i * queries + k.
+template <int tokens, int queries>
+ATTEST_INLINE inline void write_beside(const Floats (&sums)[tokens * queries], float* products, std::int64_t leading) {
+#if ATTEST_ROW_LANES == 16
+  if constexpr (queries == 4 && tokens == 4) {
+    Floats by_query[16];
+#pragma GCC unroll 16
+    for (int n = 0; n < 16; ++n) by_query[n] = sums[n % 4 * 4 + n / 4];
+    const Floats totals = sums_of(by_query);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      const Four its = {totals[4 * k], totals[4 * k + 1], totals[4 * k + 2], totals[4 * k + 3]};
+      std::memcpy(products + k * leading, &its, sizeof its);
+    }
+    return;
+  }
+#endif
+  write_sums<queries>(sums, products, leading, 1);
+}
+
 template <Storage storage, int queries, int known_width>
 void multiply_in_turn(const RowBlock& keys, const float* query, float* products, std::int64_t leading) {
   const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
@@ -420,15 +480,17 @@ void multiply_in_turn(const RowBlock& keys, const float* query, float* products,
   }
 }
 
-template <Storage storage, int known_width, bool little_by_little>
+template <Storage storage, int known_width, Fetched fetched>
 void multiply_beside(const RowBlock& keys, const float* query, std::int64_t queries, float* products,
                      std::int64_t leading) {
   const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
-  constexpr bool bit_by_bit = little_by_little || known_width == 0;  // Such a row may be long.
+  // A row of unknown width may be long.
+  constexpr bool little_by_little = fetched != Fetched::at_once || known_width == 0;
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    Fetching<some> fetching(keys, ahead, h, width * element_bytes<storage>);
-    if (!bit_by_bit) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
+    constexpr int share = fetched == Fetched::by_two_groups && some % 2 == 0 ? some / 2 : some;
+    Fetching<share> fetching(keys, ahead, h, width * element_bytes<storage>, some, 0);
+    if (!little_by_little) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -436,9 +498,12 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       const float* own = query + (h * queries + r) * apart;
       anchor(own);
       Floats sums[tokens * taken] = {};
+      if (share != some && r == 4) {
+        fetching = Fetching<share>(keys, ahead, h, width * element_bytes<storage>, some, share);
+      }
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
-        if (bit_by_bit && r == 0 && (little_by_little || keys.ahead != nullptr) &&
-            c * element_bytes<storage> % 64 == 0) {
+        if (little_by_little && (r == 0 || (share != some && r == 4)) &&
+            (fetched != Fetched::at_once || keys.ahead != nullptr) && c * element_bytes<storage> % 64 == 0) {
           fetching.next();
         }
         Floats key[tokens];
@@ -453,10 +518,10 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
           }
         }
       });
-      write_sums<taken>(sums, products + (h * queries + r) * leading + j, leading, 1);
+      write_beside<tokens, taken>(sums, products + (h * queries + r) * leading + j, leading);
     });
   };
-  each_row<side_by_side<storage, little_by_little>, 1>(keys, take);
+  each_row<side_by_side<storage, fetched>, 1>(keys, take);
 }
 
 template <Storage storage>
@@ -465,8 +530,9 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
   by_width(keys.width, [&](auto width) {
     const auto few = [&](auto known) { multiply_in_turn<storage, known, width>(keys, query, products, leading); };
     if (in_turn<storage>(queries, few)) return;
-    beside<storage>(keys, queries,
-                    [&](auto some) { multiply_beside<storage, width, some>(keys, query, queries, products, leading); });
+    beside<storage>(keys, queries, [&](auto fetched) {
+      multiply_beside<storage, width, fetched>(keys, query, queries, products, leading);
+    });
   });
 }
 
@@ -483,7 +549,7 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
     anchor(own);
     Floats weight[queries];
 #pragma GCC unroll 4
-    for (int r = 0; r < queries; ++r) weight[r] = Floats{} + own_weights[r * leading];
+    for (int r = 0; r < queries; ++r) weight[r] = in_all_lanes(own_weights[r * leading]);
     each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
       if (values.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
         __builtin_prefetch(ahead + c * element_bytes<storage>, 0, 3);
@@ -499,14 +565,15 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
   each_row<1, 1>(values, take);
 }
 
-template <Storage storage, int known_width, bool little_by_little>
+template <Storage storage, int known_width, Fetched fetched>
 void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                   float* blended) {
   const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
   const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
                         std::int64_t h) ATTEST_INLINE {
-    Fetching<some> fetching(values, ahead, h, width * element_bytes<storage>);
-    if (!little_by_little) fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
+    constexpr int share = fetched == Fetched::by_two_groups && some % 2 == 0 ? some / 2 : some;
+    Fetching<share> fetching(values, ahead, h, width * element_bytes<storage>, some, 0);
+    if (fetched == Fetched::at_once) fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
     in_groups(queries, [&](auto group, std::int64_t r) ATTEST_INLINE {
       constexpr int tokens = some, taken = group;
       const char* from[tokens];
@@ -518,10 +585,16 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 #pragma GCC unroll 4
       for (int k = 0; k < taken; ++k) {
 #pragma GCC unroll 4
-        for (int i = 0; i < tokens; ++i) weight[k][i] = Floats{} + own_weights[k * leading + i];
+        for (int i = 0; i < tokens; ++i) weight[k][i] = in_all_lanes(own_weights[k * leading + i]);
+      }
+      if (share != some && r == 4) {
+        fetching = Fetching<share>(values, ahead, h, width * element_bytes<storage>, some, share);
       }
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
-        if (little_by_little && r == 0 && c * element_bytes<storage> % 64 == 0) fetching.next();
+        if (fetched != Fetched::at_once && (r == 0 || (share != some && r == 4)) &&
+            c * element_bytes<storage> % 64 == 0) {
+          fetching.next();
+        }
         Floats value[tokens];
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) value[i] = value_of(from[i]);
@@ -535,7 +608,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
       });
     });
   };
-  each_row<side_by_side<storage, little_by_little>, 1>(values, take);
+  each_row<side_by_side<storage, fetched>, 1>(values, take);
 }
 
 template <Storage storage>
@@ -544,8 +617,9 @@ void blend_all(const RowBlock& values, const float* weights, std::int64_t leadin
   by_width(values.width, [&](auto width) {
     const auto few = [&](auto known) { blend_in_turn<storage, known, width>(values, weights, leading, blended); };
     if (in_turn<storage>(queries, few)) return;
-    beside<storage>(values, queries,
-                    [&](auto some) { blend_beside<storage, width, some>(values, weights, leading, queries, blended); });
+    beside<storage>(values, queries, [&](auto fetched) {
+      blend_beside<storage, width, fetched>(values, weights, leading, queries, blended);
+    });
   });
 }
 
