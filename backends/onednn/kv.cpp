@@ -58,7 +58,11 @@ RowRun KvRows::run(std::int64_t b, std::int64_t first, std::int64_t end) const {
 }
 
 void KvRows::scales(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {
-  for (; first < end; ++first) *to++ = first < past_[b] ? cache_->scale(cache_->slot(b, first), head) : 1;
+  for (std::int64_t count = 0; first < std::min(end, past_[b]); first += count, to += count) {
+    count = std::min({end, past_[b], first + cache_->run(first)}) - first;
+    cache_->scales(cache_->slot(b, first), head, count, to);
+  }
+  std::fill_n(to, end - first, 1.0f);
 }
 
 KvSide::KvSide(const attest_problem& problem, Intake intake) : problem_(problem), intake_(std::move(intake)) {}
