@@ -68,13 +68,13 @@ abi::KeyRange TileSource::pack(float* panels) {
 /// modulo the panels' rows.
 void TileSource::pack(std::int64_t first, std::int64_t end, std::int64_t panel_rows, float* panels) const {
   const std::int64_t middle = std::clamp(cached_end_, first, end);
-  const char* const* const rows = rows_.data() - first_;
+  const auto rows_from = [&](std::int64_t position) { return rows_.data() + (position - first_); };
   if (first < middle) {
     const float* const scales = scaled_ ? scales_.data() + (first - first_) : nullptr;
-    kernels_.pack({cached_, rows + first, middle - first, width_}, scales, first % panel_rows, panel_rows, panels);
+    kernels_.pack({cached_, rows_from(first), middle - first, width_}, scales, first % panel_rows, panel_rows, panels);
   }
   if (middle < end) {
-    kernels_.pack({Storage::f32, rows + middle, end - middle, width_}, nullptr, middle % panel_rows, panel_rows,
+    kernels_.pack({Storage::f32, rows_from(middle), end - middle, width_}, nullptr, middle % panel_rows, panel_rows,
                   panels);
   }
 }
