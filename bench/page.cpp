@@ -186,9 +186,9 @@ std::vector<Chart> charts_of(const Results& results) {
     // Bytes that must move over the time; the ceiling in the same unit, whichever of the two it comes from.
     const double work = result.counter(memory ? "bytes" : "flops") / 1e3;
     const double value = work / result.counter("real_time"), share = result.counter("ceiling_share");
-    const bool disturbed = share <= 0 || share > kMostShare;
-    found->lines[result.backend].push_back({result.counter("context"), value,
-                                            disturbed ? 0 : work / result.counter("ceiling_us"),
+    const double ceiling = result.counter("ceiling_us");
+    const bool shown = ceiling > 0 && share > 0 && share <= kMostShare;
+    found->lines[result.backend].push_back({result.counter("context"), value, shown ? work / ceiling : 0,
                                             result.counter("ceiling_is_device") > 0, warmth(result)});
   }
   return charts;

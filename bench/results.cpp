@@ -49,7 +49,7 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   count("kv_gb_per_second", figures.kv_gb_per_second);
   count("gflops", figures.gflops);
   count("ceiling_share", figures.share.median);
-  if (figures.share.median > 0) {
+  if (series.rounds.size() >= kLeastPairs && figures.share.median > 0) {  // fewer rounds give no such interval
     count("ceiling_share_low", figures.share.low);
     count("ceiling_share_high", figures.share.high);
   }
@@ -82,6 +82,7 @@ constexpr const char* kFigures[] = {"real_time",
                                     "bytes",
                                     "kv_gb_per_second",
                                     "ceiling_share",
+                                    "ceiling_us",
                                     "ceiling_is_memory",
                                     "context",
                                     "flops",
@@ -119,6 +120,11 @@ Result result_of(Fields& entry) {
     return result;
   }
   for (const char* name : kFigures) not_negative(entry, name);
+  if (entry.has("ceiling_share_low") || entry.has("ceiling_share_high")) {
+    for (const char* name : {"ceiling_share_low", "ceiling_share_high"}) not_negative(entry, name);
+    const auto low = entry.required<double>("ceiling_share_low"), high = entry.required<double>("ceiling_share_high");
+    if (low > high) throw Error::at(entry.place("ceiling_share_low"), "got {}, wanted {} at most", low, high);
+  }
   return result;
 }
 
@@ -266,15 +272,20 @@ Results parse_results(std::string_view text, std::string_view place) {
     }
     results.list.push_back(std::move(result));
   }
-  const auto named = [&](const Json& list_by_name, const char* field, const auto& check) {
+  const auto named = [&](const Json& list_by_name, const char* field) -> const Json& {
     for (const auto& [name, value] : list_by_name.items()) {
       if (!names.contains(name)) throw Error::at(own.place(field), "\"{}\" is the name of no benchmark", name);
-      check(value, fmt::format("{}[\"{}\"]", own.place(field), name));
     }
+    return list_by_name;
   };
-  named(rounds, "rounds", [](const Json&, const std::string&) {});  // Their values were read above.
-  if (json["attest"].contains("ceilings"))
-    named(own.object("ceilings"), "ceilings", times_of);  // Once there were none.
+  named(rounds, "rounds");
+  if (own.has("ceilings")) {  // Older files have none.
+    for (const auto& [name, value] : named(own.object("ceilings"), "ceilings").items()) {
+      const std::string here = fmt::format("{}[\"{}\"]", own.place("ceilings"), name);
+      const size_t got = times_of(value, here).size(), wanted = rounds.contains(name) ? rounds[name].size() : 0;
+      if (got != wanted) throw Error::at(here, "got {} rounds, wanted {}", got, wanted);
+    }
+  }
   if (list.empty()) throw Error::at(file.place("benchmarks"), "got none, wanted one at least");
   return results;
 }

@@ -89,6 +89,11 @@ TEST_CASE("The share of the ceiling is that of each round: a machine whose memor
   CHECK_THAT(results_table(results), ContainsSubstring(" 80 % (53-80) of read"));
   for (const char* field : {"ceiling_share_low", "ceiling_share_high"}) results.list.at(0).counters.erase(field);
   CHECK_THAT(results_table(results), ContainsSubstring(" 80 % of read"));  // a file from before there were any
+  series.rounds.resize(kLeastPairs - 1);
+  for (auto* rates : {&one.ceiling.read_cold, &one.ceiling.read_hot, &one.ceiling.multiply_add}) {
+    rates->resize(kLeastPairs - 1);  // They give no interval at 95 %.
+  }
+  CHECK_THAT(results_table(parse_results(results_json({one}, {}), "test")), ContainsSubstring(" % of read"));
   one.ceiling = {};
   const Results without = parse_results(results_json({one}, {}), "test");
   CHECK(without.list.at(0).counter("ceiling_share") == 0);
@@ -161,6 +166,11 @@ TEST_CASE("Every broken field of a results file is named") {
   refused("/benchmarks/0/real_time", -1, "r.json: benchmarks[0].real_time: got -1, wanted 0 or more");
   refused("/benchmarks/0/real_time", nullptr, "r.json: benchmarks[0].real_time: got null");
   refused_without("/benchmarks/0", "ceiling_share", missing);
+  refused_without("/benchmarks/0", "ceiling_us", missing);
+  refused_without("/benchmarks/0", "ceiling_share_low", missing);
+  refused("/benchmarks/0/ceiling_share_high", "1", "benchmarks[0].ceiling_share_high: got \"1\", wanted a number");
+  refused("/benchmarks/0/ceiling_share_low", 7, "benchmarks[0].ceiling_share_low: got 7, wanted");
+  refused("/attest/ceilings", {{"mine/decode/b1_h32-32_d128_c512_f32/cold", {1, 2}}}, "got 2 rounds, wanted 20");
   refused("/attest/ceilings", 3, "r.json: attest.ceilings: got 3, wanted an object");
   refused("/attest/ceilings/nobody", {1.0}, "attest.ceilings: \"nobody\" is the name of no benchmark");
   const std::string rounds = "r.json: attest.rounds[\"mine/decode/b1_h32-32_d128_c512_f32/cold\"]";

@@ -54,28 +54,9 @@ Summary summarise(std::vector<double> samples) {
 
 Middle middle_of(std::vector<double> values, double confidence) {
   if (values.empty()) return {};
-  Middle result{.median = median(values)};
-  // Some dozens of resamples in the tail beyond the interval; fewer where that takes more than 100000 of them, which is
-  // beyond a confidence of 99.9 %.
-  const double tail = (1 - confidence) / 2;
-  const auto resamples = static_cast<size_t>(std::clamp(50 / tail, 2000.0, 100000.0));
-  std::mt19937_64 random(20240229);
-  std::vector<double> medians(resamples), draw(values.size());
-  for (double& one : medians) {
-    // Not uniform_int_distribution: its numbers differ from library to library, and with them the verdicts.
-    for (double& value : draw) value = values[random() % values.size()];
-    one = median(draw);
-  }
-  std::sort(medians.begin(), medians.end());
-  result.low = quantile(medians, tail);
-  result.high = quantile(medians, 1 - tail);
-  // The bootstrap's interval of a median is too narrow for few pairs: never narrower than the one of order statistics,
-  // which holds for any distribution.
   std::sort(values.begin(), values.end());
-  const size_t outside = outside_of_interval(values.size(), tail);
-  result.low = std::min(result.low, values[outside]);
-  result.high = std::max(result.high, values[values.size() - 1 - outside]);
-  return result;
+  const size_t outside = outside_of_interval(values.size(), (1 - confidence) / 2);
+  return {median(values), values[outside], values[values.size() - 1 - outside]};
 }
 
 std::string_view name(Verdict verdict) {
@@ -106,7 +87,23 @@ Comparison compare(const std::vector<double>& baseline, const std::vector<double
   result.pairs = static_cast<int64_t>(ratios.size());
   if (ratios.size() < kLeastPairs) return result;
   const Middle middle = middle_of(ratios, confidence);
-  result.change = middle.median, result.low = middle.low, result.high = middle.high;
+  result.change = middle.median;
+
+  // Some dozens of resamples in the tail beyond the interval; fewer where that takes more than 100000 of them, which is
+  // beyond a confidence of 99.9 %.
+  const double tail = (1 - confidence) / 2;
+  const auto resamples = static_cast<size_t>(std::clamp(50 / tail, 2000.0, 100000.0));
+  std::mt19937_64 random(20240229);
+  std::vector<double> medians(resamples), draw(ratios.size());
+  for (double& one : medians) {
+    // Not uniform_int_distribution: its numbers differ from library to library, and with them the verdicts.
+    for (double& ratio : draw) ratio = ratios[random() % ratios.size()];
+    one = median(draw);
+  }
+  std::sort(medians.begin(), medians.end());
+  // The bootstrap's interval of a median is too narrow for few pairs: never narrower than that of order statistics.
+  result.low = std::min(quantile(medians, tail), middle.low);
+  result.high = std::max(quantile(medians, 1 - tail), middle.high);
 
   const double least = std::log1p(threshold);
   if (std::ldexp(2, -static_cast<int>(ratios.size())) > 1 - confidence) {

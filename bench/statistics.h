@@ -23,9 +23,9 @@ double median(std::vector<double> values);
 struct Middle {
   double median = 0, low = 0, high = 0;
 };
-/// Of values that were taken independently. The interval at `confidence` is the bootstrap's, and never narrower than
-/// that of order statistics; n values give none of more than 1 - 2 * 0.5^n, and then it is from the least to the
-/// largest. The same values give the same answer: the bootstrap has a fixed seed. All 0 for no values.
+/// Of values that were taken independently. The interval at `confidence` is that of order statistics, which holds for
+/// any distribution; n values give none of more than 1 - 2 * 0.5^n, and then it is from the least to the largest. All 0
+/// for no values.
 Middle middle_of(std::vector<double> values, double confidence);
 
 /// How a candidate compares with a baseline.
@@ -55,8 +55,9 @@ struct Comparison {
 
 /// Pairs candidate[i] with baseline[i], which were taken one beside the other. `threshold`: the smallest difference
 /// that counts, as a share (0.02). `confidence` of the interval: of m comparisons 1 - 0.05 / m each, so that the
-/// whole run has a false alarm once in twenty. Where there are too few pairs for it (middle_of) the verdict is
-/// ambiguous.
+/// whole run has a false alarm once in twenty. n pairs give no interval of more than 1 - 2 * 0.5^n: where that is less
+/// than `confidence` the verdict is ambiguous. The interval is the bootstrap's, and never narrower than that of order
+/// statistics. The same samples give the same answer: the bootstrap has a fixed seed.
 Comparison compare(const std::vector<double>& baseline, const std::vector<double>& candidate, double threshold,
                    double confidence);
 

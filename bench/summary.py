@@ -50,7 +50,7 @@ def checked_entry(entry, place):
     for field in ("real_time", "ceiling_us", "ceiling_share"):
         value = entry.get(field)
         wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
-    for field in ("copies", "copies_wanted"):
+    for field in ("copies", "copies_wanted", "ceiling_share_low", "ceiling_share_high"):
         value = entry.get(field, 0)
         wanted(is_number(value) and value >= 0, f"{place}.{field}: got {value!r}, wanted a number of 0 or more")
 
@@ -154,7 +154,7 @@ def temperature_of(cells, temperature):
 
 
 def is_loose(entry):
-    """Whether the share of the ceiling was not the same from round to round."""
+    """Whether the interval of the share of the ceiling is wider than 10 points."""
     low, high = entry.get("ceiling_share_low"), entry.get("ceiling_share_high")
     return is_number(low) and is_number(high) and high - low > 0.1
 
@@ -204,8 +204,7 @@ def tables(whole):
             "",
         ]
     if loose:
-        lines += ["~ The share's interval is wider than 10 points: the machine was not the same from round to round.",
-                  ""]
+        lines += ["~ The share differs from round to round: its interval is wider than 10 points.", ""]
     if reasons:
         lines += ["No number:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()] + [""]

@@ -57,7 +57,7 @@ std::string results_table(const Results& results) {
     if (const std::string now = result.set + "/" + result.shape; now != title) {
       title = now;
       text += std::exchange(note, "");
-      text += fmt::format("{}{}\n  {:<{}} {:<5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>21}\n",
+      text += fmt::format("{}{}\n  {:<{}} {:<5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>25}\n",
                           text.empty() ? "" : "\n", title, "backend", widest, "", "median us", "p95", "p99", "min", "n",
                           "tokens/s", "KV GB/s", "GFLOP/s", "ceiling");
     }
@@ -73,7 +73,7 @@ std::string results_table(const Results& results) {
     }
     const auto figure = [&](const char* name) { return digits(result.counter(name)); };
     text +=
-        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>21}\n", figure("real_time"), figure("p95_us"),
+        fmt::format("{:>9} {:>9} {:>9} {:>9} {:>6} {:>10} {:>8} {:>8} {:>25}\n", figure("real_time"), figure("p95_us"),
                     figure("p99_us"), figure("min_us"), result.counter("n"), figure("tokens_per_second"),
                     figure("kv_gb_per_second"), figure("gflops"), share_of_ceiling(result));
   }

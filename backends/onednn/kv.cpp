@@ -58,8 +58,9 @@ RowRun KvRows::run(std::int64_t b, std::int64_t first, std::int64_t end) const {
 }
 
 void KvRows::scales(std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end, float* to) const {
-  for (std::int64_t count = 0; first < std::min(end, past_[b]); first += count, to += count) {
-    count = std::min({end, past_[b], first + cache_->run(first)}) - first;
+  const std::int64_t codes_end = scaled() ? std::min(end, past_[b]) : first;
+  for (std::int64_t count = 0; first < codes_end; first += count, to += count) {
+    count = std::min(codes_end, first + cache_->run(first)) - first;
     cache_->scales(cache_->slot(b, first), head, count, to);
   }
   std::fill_n(to, end - first, 1.0f);

@@ -34,10 +34,10 @@ class CachedHeads {
   [[nodiscard]] float scale(abi::Slot slot, std::int64_t head) const {
     return scaled_ ? scales_(slot.outer, slot.inner, head) : 1;
   }
-  /// Those of as many positions from this slot's on as lie evenly.
+  /// Those of `count` positions from this slot's on, which lie evenly (run). Something is quantised.
   void scales(abi::Slot slot, std::int64_t head, std::int64_t count, float* to) const {
-    const float* from = &scales_(slot.outer, slot.inner, head);
-    for (std::int64_t i = 0; i < count; ++i, from += scales_.stride(1)) to[i] = *from;
+    const float* const from = &scales_(slot.outer, slot.inner, head);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i * scales_.stride(1)];
   }
   void set_scale(abi::Slot slot, std::int64_t head, float scale) const {
     scales_(slot.outer, slot.inner, head) = scale;

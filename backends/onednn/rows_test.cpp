@@ -158,7 +158,7 @@ TEST_CASE("products and blends have the same bits however the rows are divided i
                std::pair{Storage::i8, std::int64_t{20}}, std::pair{Storage::f32, std::int64_t{24}},
                std::pair{Storage::f32, std::int64_t{128}}, std::pair{Storage::f16, std::int64_t{128}});
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const std::int64_t queries : {1, 2, 3, 4, 5, 7, 15}) {
+    for (const std::int64_t queries : {1, 2, 3, 4, 5, 7, 8, 15}) {
       INFO(kernels->name << ", storage " << static_cast<int>(storage) << ", width " << width << ", queries "
                          << queries);
       constexpr std::int64_t count = 37, leading = count + row_padding;
@@ -222,6 +222,7 @@ TEST_CASE("a block of several heads gives each of them the bits that it has alon
               CHECK(blended == single_blended);
               RowBlock unfetched = all;
               unfetched.ahead = nullptr;
+              unfetched.ahead_stride = unfetched.ahead_head_stride = 0;
               kernels->multiply(unfetched, query.data(), queries, products.data(), leading);
               CHECK(products == single);
             }

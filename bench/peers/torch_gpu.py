@@ -236,10 +236,12 @@ def entry_of(reference, name, rounds, copies):
         return samples[min(len(samples) - 1, math.ceil(share * len(samples)) - 1)]
 
     entry = dict(reference, name=name, run_name=name, iterations=len(samples), real_time=middle, cpu_time=middle)
-    for bound in ("ceiling_share_low", "ceiling_share_high"):  # Of rounds that were not this peer's.
+    # Its rounds are not those in which the ceiling was measured: the share is median over median, without an interval.
+    entry["ceiling_share"] = reference.get("ceiling_us", 0) / middle
+    for bound in ("ceiling_share_low", "ceiling_share_high"):
         entry.pop(bound, None)
     speed = reference["real_time"] / middle
-    for counter in ("tokens_per_second", "kv_gb_per_second", "gflops", "ceiling_share"):
+    for counter in ("tokens_per_second", "kv_gb_per_second", "gflops"):
         if counter in reference:
             entry[counter] = reference[counter] * speed
     entry.update(min_us=samples[0], p95_us=quantile(0.95), p99_us=quantile(0.99), n=float(len(samples)))

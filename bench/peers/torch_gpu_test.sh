@@ -46,6 +46,22 @@ for reason in 'd16_c40_f32_skewed/hot: unsupported: scaled_dot_product_attention
   grep -qF -- "$reason" err.txt || failed "\"$reason\" is not in: $(cat err.txt)"
 done
 "$python" "$here/../summary.py" --out together bench.json peers.json || failed 'summary.py'
+grep -q '"ceilings": {' together/results.json || failed 'summary.py lost the ceilings'
+"$python" - <<'PYTHON'
+import json
+
+bench = json.load(open("bench.json", encoding="utf-8"))
+name, times = next(iter(bench["attest"]["ceilings"].items()))
+times[0] = 0
+json.dump(bench, open("broken.json", "w", encoding="utf-8"))
+entry = next(e for e in bench["benchmarks"] if e["name"] == name)
+times[0], entry["ceiling_share_low"], entry["ceiling_share_high"], entry["ceiling_share"] = 1, 0.2, 0.9, 0.5
+json.dump(bench, open("loose.json", "w", encoding="utf-8"))
+PYTHON
+if "$python" "$here/../summary.py" --out broken broken.json 2>err.txt; then failed 'summary.py took a ceiling of 0'; fi
+grep -qF 'wanted an array of numbers above 0' err.txt || failed "no reason: $(cat err.txt)"
+"$python" "$here/../summary.py" --out loose loose.json || failed 'summary.py'
+grep -qF ' · ~50 %' loose/README.md || failed "a loose share is not marked: $(cat loose/README.md)"
 grep -q '^## How many times as long as torch$' together/README.md || failed "no ratios: $(cat together/README.md)"
 "$attest" bench report together/results.json --out page.html >report.txt 2>&1 || failed "report: $(cat report.txt)"
 
