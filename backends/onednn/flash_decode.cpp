@@ -24,7 +24,7 @@ constexpr std::int64_t most_rows = 32;
 // Keys of a chunk, the unit that threads share: its keys are read, then its values, for memory likes long runs. Where
 // the heads of a token lie side by side, fewer keys are a long run. It does not depend on the number of threads, nor on
 // the batch, so neither do the results.
-constexpr std::int64_t least_chunk_keys = 128, most_chunk_keys = 2048, most_adjacent_keys = 256;
+constexpr std::int64_t least_chunk_keys = 128, most_chunk_keys = 4096, most_adjacent_keys = 256;
 std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adjacent) {
   const std::int64_t most = heads_adjacent ? most_adjacent_keys : most_chunk_keys;
   // Some chunks for each of many threads.
