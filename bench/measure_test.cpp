@@ -42,6 +42,8 @@ TEST_CASE("A right backend gets a number in every kind of shape") {
     }
     CHECK(result.ceiling.read_cold.size() == 6);
     CHECK(result.ceiling.multiply_add.size() == 6);
+    CHECK(median(result.ceiling.read_cold) > 0);
+    CHECK(median(result.ceiling.multiply_add) > 0);
     const Bound bound = bound_of(result, result.series[0]);
     REQUIRE(bound.microseconds.size() == 6);
     for (const double one : bound.microseconds) CHECK(one > 0);

@@ -108,7 +108,8 @@ def rounded(microseconds):
 
 def merged(runs):
     """One run's JSON: the first run's context, every run's entries."""
-    whole = {"context": runs[0]["context"], "benchmarks": [], "attest": {"format": 1, "unit": "us", "rounds": {}, "ceilings": {}}}
+    own = {"format": 1, "unit": "us", "rounds": {}, "ceilings": {}}
+    whole = {"context": runs[0]["context"], "benchmarks": [], "attest": own}
     for run in runs:
         whole["context"].update({k: v for k, v in run["context"].items() if k.startswith(("backend ", "ceilings of ", "no ceiling of "))})
         for entry in run["benchmarks"]:
@@ -118,10 +119,10 @@ def merged(runs):
             rounds = run["attest"]["rounds"].get(entry["name"])
             if rounds is not None:
                 medians = [statistics.median(samples) for samples in rounds]
-                whole["attest"]["rounds"][entry["name"]] = [[rounded(middle)] for middle in medians]
+                own["rounds"][entry["name"]] = [[rounded(middle)] for middle in medians]
             ceilings = run["attest"].get("ceilings", {}).get(entry["name"])
             if ceilings is not None:
-                whole["attest"]["ceilings"][entry["name"]] = [rounded(time) for time in ceilings]
+                own["ceilings"][entry["name"]] = [rounded(time) for time in ceilings]
     def shape_of(entry):
         return tuple(entry["name"].rsplit("/", 3)[1:3])
 

@@ -6,7 +6,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <optional>
 #include <random>
 #include <string>
@@ -122,33 +121,29 @@ class World {
   std::int64_t past_ = 0;
 };
 
-struct Range {
-  std::int64_t first, end;
-};
-
 void check_tile(const World& world, const TileKernels& kernels, TileSource::Panels kind, std::int64_t width,
-                std::int64_t head, Range range, std::int64_t portion) {
+                std::int64_t head, TileRange range, std::int64_t portion) {
   const bool by_channels = kind == TileSource::Panels::channels;
   constexpr float untouched = -77;
   std::vector<float> panels(static_cast<std::size_t>(tile_keys * padded(width)), untouched);
   TileSource source(kernels, kind, width);
-  source.list(world.rows(), 1, head, range.first, range.end);
-  std::int64_t packed = range.first;
-  for (std::int64_t asked = range.first; asked < range.end; asked += portion) {
+  source.list(world.rows(), 1, head, range.begin, range.end);
+  std::int64_t packed = range.begin;
+  for (std::int64_t asked = range.begin; asked < range.end; asked += portion) {
     source.fetch(portion);
     const abi::KeyRange some = source.pack(panels.data());
     REQUIRE(some.begin == packed);
     packed = some.end;
     const std::int64_t now = std::min(asked + portion, range.end);
     REQUIRE(packed ==
-            (by_channels || now == range.end ? now : std::max(range.first, now / kernels.lanes * kernels.lanes)));
+            (by_channels || now == range.end ? now : std::max(range.begin, now / kernels.lanes * kernels.lanes)));
   }
   REQUIRE(packed == range.end);
   const std::int64_t lanes = kernels.lanes;
   std::int64_t wrong = 0;
   for (std::int64_t j = 0; j < tile_keys; ++j) {
-    const std::int64_t position = range.first / tile_keys * tile_keys + j;
-    const bool inside = range.first <= position && position < range.end;
+    const std::int64_t position = range.begin / tile_keys * tile_keys + j;
+    const bool inside = range.begin <= position && position < range.end;
     for (std::int64_t c = 0; c < (by_channels ? padded(width) / lanes * lanes : width); ++c) {
       const std::int64_t place = by_channels ? (c / lanes * tile_keys + j) * lanes + c % lanes
                                              : j / lanes * lanes * width + c * lanes + j % lanes;
@@ -177,10 +172,11 @@ TEST_CASE("a tile has the elements of its rows, wherever they lie and in whateve
         // All new, all cached, and a change inside a vector of keys, at its beginning, and before the tile.
         for (const std::int64_t past : {0, 288, 199, 192, 100}) {
           const World world(kind, width, past);
-          for (const Range range : {Range{128, 256}, Range{131, 250}, Range{5, 6}, Range{256, 288}, Range{140, 140}}) {
+          for (const TileRange range :
+               {TileRange{128, 256}, TileRange{131, 250}, TileRange{5, 6}, TileRange{256, 288}, TileRange{140, 140}}) {
             for (const std::int64_t portion : {1, 3, 16, 128}) {
               for (const auto panels : {TileSource::Panels::channels, TileSource::Panels::keys}) {
-                INFO(each->name << ", " << kind.name << ", width " << width << ", past " << past << ", [" << range.first
+                INFO(each->name << ", " << kind.name << ", width " << width << ", past " << past << ", [" << range.begin
                                 << ", " << range.end << ") by " << portion);
                 check_tile(world, kernels, panels, width, 2, range, portion);
               }
