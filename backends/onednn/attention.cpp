@@ -23,6 +23,10 @@ constexpr std::int64_t task_rows = 630;
 // Where that leaves a thread fewer tasks than this, they are made smaller.
 constexpr std::int64_t tasks_per_thread = 4;
 
+void fetch(const RowsAhead& ahead) {
+  for (std::int64_t i = 0; i < ahead.count; ++i) fetch_row(ahead.row[i], ahead.bytes);
+}
+
 std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
   return (whole + part - 1) / part;
 }
@@ -53,6 +57,13 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
     const std::int64_t rows = step.extents.queries[b] * group_;
     const auto position = [&](std::int64_t r) { return step.extents.past[b] + step.extents.keys[b] * r / rows; };
+    // From the first row's first key to the last row's last one.
+    const auto seen = [&](std::int64_t first, std::int64_t end) {
+      const auto of = [&](std::int64_t r) {
+        return abi::visible_keys(problem_, r / group_, step.extents.queries[b], step.extents.total(b));
+      };
+      return abi::KeyRange{of(first).begin, std::max(of(first).begin, of(end - 1).end)};
+    };
     if (rows == 0 || decode_.takes(step, b)) continue;
     // About as many as wanted, in whole strips.
     const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
@@ -63,7 +74,7 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
     for (std::int64_t h = 0; h < kv_heads_; ++h) {
       for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
         const std::int64_t end = std::min(first + count, rows);
-        tasks.push_back({b, h, first, end - first, {position(first), position(end)}});
+        tasks.push_back({b, h, first, end - first, seen(first, end), {position(first), position(end)}});
       }
     }
   }
@@ -82,24 +93,31 @@ void Attention::run(const Step& step) {
       static_cast<int>(std::min<std::int64_t>(count, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // Memory is taken here, because an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (std::int64_t i = 0; i < count; ++i) {
-    attend(step, tasks[static_cast<std::size_t>(i)], spaces_[static_cast<std::size_t>(omp_get_thread_num())]);
+  TaskQueue queue(tasks);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Workspace& space = spaces_[static_cast<std::size_t>(omp_get_thread_num())];
+    const Task* task = queue.take();
+    if (task != nullptr) {
+      list(step, *task, task->seen.begin, space);
+      bring_rest(step, *task, space);
+    }
+    while (task != nullptr) task = attend(step, *task, queue, space);
+    settle_streams();
   }
 }
 
 /// For tasks of so many rows.
 void Attention::lay_out(Workspace& space, std::int64_t rows) const {
   const std::int64_t strips = parts_of(rows, kernels_.strip);
-  const std::pair<float**, std::int64_t> parts[] = {{&space.queries, strips * kernels_.lanes * qk_dim_},
+  const std::pair<float**, std::int64_t> parts[] = {{&space.queries, strips * strip_queries()},
                                                     {&space.keys, tile_keys * qk_dim_},
                                                     {&space.values, tile_keys * padded(v_dim_)},
                                                     {&space.next_keys, tile_keys * qk_dim_},
                                                     {&space.next_values, tile_keys * padded(v_dim_)},
                                                     {&space.scores, kernels_.strip * tile_keys},
-                                                    {&space.staged, kernels_.lanes * padded(qk_dim_)},
                                                     {&space.blended, strips * kernels_.strip * padded(v_dim_)},
-                                                    {&space.extra, std::max(tile_keys, kernels_.strip * qk_dim_)}};
+                                                    {&space.extra, tile_keys}};
   // Each begins at a cache line, as the scratch does.
   std::int64_t all = 0;
   for (const auto& [part, count] : parts) all += padded(count);
@@ -116,134 +134,180 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
   }
 }
 
-void Attention::attend(const Step& step, const Task& task, Workspace& space) const {
+/// The keys and values of the tile with position `at`, of those that the task sees.
+void Attention::list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const {
+  const std::int64_t first = std::max(at / tile_keys * tile_keys, task.seen.begin);
+  const std::int64_t end = std::max(first, std::min((at / tile_keys + 1) * tile_keys, task.seen.end));
+  space.key_source->list(step.key, task.sequence, task.kv_head, first, end);
+  space.value_source->list(step.value, task.sequence, task.kv_head, first, end);
+}
+
+/// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, whose
+/// first tile is there then.
+const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const {
   const std::int64_t b = task.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
   for (std::int64_t r = 0; r < task.count; ++r) {
     const std::int64_t query = (task.first + r) / group_, head = task.kv_head * group_ + (task.first + r) % group_;
     space.rows[static_cast<std::size_t>(r)] = {query, head, abi::visible_keys(problem_, query, queries, total)};
   }
-  // The keys that any of the rows sees: from the first one's to the last one's.
-  const std::int64_t start = space.rows[0].seen.begin;
-  const std::int64_t end = space.rows[static_cast<std::size_t>(task.count - 1)].seen.end;
-  const auto list = [&](std::int64_t tile) {
-    const std::int64_t first = std::max(tile, start), last = std::max(first, std::min(tile + tile_keys, end));
-    space.key_source->list(step.key, b, task.kv_head, first, last);
-    space.value_source->list(step.value, b, task.kv_head, first, last);
-  };
-  const auto bring_rest = [&] {
-    space.key_source->fetch(tile_keys), space.value_source->fetch(tile_keys);
-    bring(step.key, task, *space.key_source, 0, space.next_keys);
-    bring(step.value, task, *space.value_source, 0, space.next_values);
-  };
   for (const KvRows* const of : {&step.key, &step.value}) {  // What it does not see.
-    append(*of, task, task.appended.begin, start);
-    append(*of, task, end, task.appended.end);
+    append(*of, task, task.appended.begin, task.seen.begin);
+    append(*of, task, task.seen.end, task.appended.end);
   }
-  std::int64_t tile = start / tile_keys * tile_keys;
-  list(tile);
-  bring_rest();
-  // Once even if nobody sees anything: the results are zeros then.
-  for (bool first = true, last = false; !last; first = false, tile += tile_keys) {
-    last = tile + tile_keys >= end;
-    std::swap(space.keys, space.next_keys), std::swap(space.values, space.next_values);
-    list(tile + tile_keys);
-    for (std::int64_t from = 0; from < task.count; from += kernels_.strip) {
-      const Strip strip = strip_of(task, from, space);
-      if (first) take_queries(step, task, strip, space);
-      attend_tile(step, task, tile, strip, space);
-      if (last) finish(step, task, strip);
-    }
-    bring_rest();
-  }
-  settle_streams();
-}
-
-/// The strip that begins with a task's row `from`.
-Attention::Strip Attention::strip_of(const Task& task, std::int64_t from, Workspace& space) const {
-  const std::int64_t place = from / kernels_.strip, count = task.count - from;
-  return {space.rows.data() + from,
-          std::min(kernels_.strip, count),
-          std::max<std::int64_t>(count - kernels_.strip, 0),
-          space.queries + place * kernels_.lanes * qk_dim_,
-          space.blended + from * padded(v_dim_),
-          &space.softmax[static_cast<std::size_t>(place)]};
-}
-
-/// Transposed queries, and the state before any key. It asks for the next strip's.
-void Attention::take_queries(const Step& step, const Task& task, const Strip& strip, Workspace& space) const {
-  const auto query = [&](std::int64_t r) {
-    return step.query.floats(task.sequence, strip.rows[r].query, strip.rows[r].head);
+  // A strip goes through the tiles from its first row's first key on to its last row's last one; without any key
+  // through one that it does not see, for its results are zeros. No strip begins or ends before the one before it.
+  const std::int64_t strips = parts_of(task.count, kernels_.strip);
+  const auto first_tile = [&](std::int64_t s) {
+    return std::min(strip_of(task, s, space).rows[0].seen.begin, task.seen.end) / tile_keys * tile_keys;
   };
+  const auto last_tile = [&](std::int64_t s) {
+    const Strip strip = strip_of(task, s, space);
+    return std::max(first_tile(s), (strip.rows[strip.count - 1].seen.end - 1) / tile_keys * tile_keys);
+  };
+  const Task* coming = &task;  // Whose tile comes in.
+  std::int64_t begun = 0, done = 0;
+  for (std::int64_t tile = task.seen.begin / tile_keys * tile_keys; done < strips; tile += tile_keys) {
+    std::swap(space.keys, space.next_keys), std::swap(space.values, space.next_values);
+    const bool last = tile == last_tile(strips - 1);
+    if (last) coming = queue.take();
+    if (coming != nullptr) list(step, *coming, last ? coming->seen.begin : tile + tile_keys, space);
+    const std::int64_t taken = begun;
+    while (begun < strips && first_tile(begun) == tile) ++begun;
+    // The last strip packs what the one before has asked for.
+    const std::int64_t from = done, portion = parts_of(tile_keys, std::max<std::int64_t>(1, begun - from - 1));
+    for (std::int64_t s = from; s < begun; ++s) {
+      const Strip strip = strip_of(task, s, space);
+      if (s >= taken) take_queries(step, task, strip);
+      RowsAhead next;  // The queries that are taken next.
+      if (s >= taken && s + 1 < begun) next = queries_of(step, task, s + 1, space);
+      if (last && s + 1 == strips && coming != nullptr) next = queries_of(step, *coming, 0, space);
+      attend_tile(step, task, tile, strip, {coming, portion, next}, space);
+      if (last_tile(s) != tile) continue;
+      finish(step, task, strip);
+      ++done;
+    }
+    if (coming != nullptr) bring_rest(step, *coming, space);
+  }
+  return coming;
+}
+
+/// A task's strip number s.
+Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, Workspace& space) const {
+  const std::int64_t from = s * kernels_.strip;
+  return {space.rows.data() + from, std::min(kernels_.strip, task.count - from), space.queries + s * strip_queries(),
+          space.blended + from * padded(v_dim_), &space.softmax[static_cast<std::size_t>(s)]};
+}
+
+/// The query rows of a task's strip number s.
+RowsAhead Attention::queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const {
+  const std::int64_t from = s * kernels_.strip, count = std::min(kernels_.strip, task.count - from);
+  for (std::int64_t r = 0; r < count; ++r) {
+    const std::int64_t row = task.first + from + r;
+    space.soon[r] = reinterpret_cast<const char*>(
+        step.query.floats(task.sequence, row / group_, task.kv_head * group_ + row % group_));
+  }
+  return {space.soon, count, qk_dim_ * std::int64_t{sizeof(float)}};
+}
+
+/// Floats of a strip's queries.
+std::int64_t Attention::strip_queries() const {
+  return kernels_.strip * parts_of(qk_dim_, query_part) * query_part;
+}
+
+/// The queries, and the state before any key.
+void Attention::take_queries(const Step& step, const Task& task, const Strip& strip) const {
   StripSoftmax& softmax = *strip.softmax;
   std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
   std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
-  const char* pointers[most_strip_rows];
   for (std::int64_t r = 0; r < strip.count; ++r) {
-    if (r < strip.left) fetch_row(query(kernels_.strip + r), qk_dim_ * std::int64_t{sizeof(float)});
+    const Row& row = strip.rows[r];
     if (sinks_) {
-      softmax.largest[r] = (*sinks_)(strip.rows[r].head);
+      softmax.largest[r] = (*sinks_)(row.head);
       softmax.sum[r] = 1;
     }
-    const float* row = query(r);
-    if (!step.query.channels_adjacent()) {
-      float* const copy = space.extra + r * qk_dim_;
-      copy_elements(Storage::f32, row, step.query.channel, copy, 1, qk_dim_);
-      row = copy;
+    const float* const query = step.query.floats(task.sequence, row.query, row.head);
+    float* to = strip.queries + r * query_part;
+    for (std::int64_t c = 0; c < qk_dim_; c += query_part, to += kernels_.strip * query_part) {
+      copy_elements(Storage::f32, query + c * step.query.channel, step.query.channel, to, 1,
+                    std::min(query_part, qk_dim_ - c));
     }
-    pointers[r] = reinterpret_cast<const char*>(row);
   }
-  kernels_.pack({Storage::f32, pointers, strip.count, qk_dim_}, nullptr, 0, kernels_.lanes, space.staged);
-  kernels_.transpose(space.staged, qk_dim_, strip.queries);
   std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
 }
 
-/// Attends to one tile, while a portion of the next one comes in: many rows asked for at once would have to wait for
-/// each other.
 void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip,
-                            Workspace& space) const {
-  const std::int64_t portion = parts_of(tile_keys, parts_of(task.count, kernels_.strip));
+                            const Coming& coming, Workspace& space) const {
   const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
   const TileRange range{in_tile(strip.rows[0].seen.begin), in_tile(strip.rows[strip.count - 1].seen.end)};
   const bool any = range.begin < range.end;  // Else nobody sees any of it.
-  bring(step.key, task, *space.key_source, portion, space.next_keys);
-  if (any) {
-    kernels_.multiply(strip.queries, space.keys, qk_dim_, range, space.scores);
-    weigh(step, task, tile, strip, range, space);
+  Ahead ahead{{}, coming.queries};
+  if (coming.task != nullptr) {
+    bring(step.key, *coming.task, *space.key_source, space.next_keys);
+    ahead.rows = space.key_source->fetch(coming.portion);
   }
-  bring(step.value, task, *space.value_source, portion, space.next_values);
-  if (any) kernels_.blend(space.scores, strip.softmax->factor, space.values, v_dim_, range, strip.blended);
+  if (any) {
+    kernels_.multiply(strip.queries, space.keys, qk_dim_, range, ahead, space.scores);
+    weigh(step, task, tile, strip, range, space);
+  } else {
+    fetch(ahead.rows), fetch(ahead.more);
+  }
+  ahead = {};
+  if (coming.task != nullptr) {
+    bring(step.value, *coming.task, *space.value_source, space.next_values);
+    ahead.rows = space.value_source->fetch(coming.portion);
+  }
+  if (any) {
+    kernels_.blend(space.scores, strip.softmax->factor, space.values, v_dim_, range, ahead, strip.blended);
+  } else {
+    fetch(ahead.rows);
+  }
+}
+
+/// Where scores are to become logits by this factor alone, the softmax does it on its way; not where there is a sink,
+/// which is a logit to be compared with.
+std::optional<float> Attention::missing_scale(const Step& step) const {
+  if (!logits_.only_scales(step.mask) || sinks_) return std::nullopt;
+  return logits_.scale();
 }
 
 /// Turns the scores of a strip into weights.
 void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
                       Workspace& space) const {
   const Row* const rows = strip.rows;
+  const std::optional<float> missing = missing_scale(step);
+  const float scale = missing.value_or(1);
   // What a row sees begins and ends no earlier than the row's before it.
   const bool all_seen = rows[strip.count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
-  if (all_seen && strip.count == kernels_.strip && logits_.only_scales(step.mask)) {
-    kernels_.weigh(space.scores, nullptr, range, logits_.scale(), *strip.softmax);
+  if (all_seen && strip.count == kernels_.strip && missing) {
+    kernels_.weigh(space.scores, nullptr, range, scale, *strip.softmax);
     return;
   }
   const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
-  float scale = 1;
   TileRange seen[most_strip_rows];
   std::fill(std::begin(seen), std::end(seen), TileRange{range.begin, range.begin});
   for (std::int64_t r = 0; r < strip.count; ++r) {
     const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
     const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
     seen[r] = {begin, end};
+    if (missing) continue;
     const LogitRow row{task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query,
                        tile + begin,  end - begin};
-    scale = logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
+    logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
   }
   kernels_.weigh(space.scores, seen, range, scale, *strip.softmax);
 }
 
-/// Packs and appends the rows asked for, and asks for the next ones.
-void Attention::bring(const KvRows& of, const Task& task, TileSource& source, std::int64_t rows, float* panels) const {
+/// What is left of a tile.
+void Attention::bring_rest(const Step& step, const Task& task, Workspace& space) const {
+  fetch(space.key_source->fetch(tile_keys)), fetch(space.value_source->fetch(tile_keys));
+  bring(step.key, task, *space.key_source, space.next_keys);
+  bring(step.value, task, *space.value_source, space.next_values);
+}
+
+/// Packs and appends the rows asked for.
+void Attention::bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const {
   const abi::KeyRange packed = source.pack(panels);
   append(of, task, packed.begin, packed.end);
-  source.fetch(rows);
 }
 
 /// Of positions [first, end) those that are the task's to append.
@@ -276,7 +340,8 @@ void Attention::finish(const Step& step, const Task& task, const Strip& strip) c
     if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
     put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {
-      const double lse = static_cast<double>(largest) + std::log(static_cast<double>(sum));
+      const double logit = static_cast<double>(largest) * static_cast<double>(missing_scale(step).value_or(1));
+      const double lse = logit + std::log(static_cast<double>(sum));
       step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
     }
   }

@@ -3,6 +3,7 @@
 // them go flash_decode.h's way.
 #pragma once
 
+#include <atomic>
 #include <attest/backend.hpp>
 #include <cstdint>
 #include <optional>
@@ -29,7 +30,22 @@ class Attention {
   /// that the whole group shares each tile.
   struct Task {
     std::int64_t sequence, kv_head, first, count;
+    abi::KeyRange seen;      ///< From its first row's first key to its last row's last one.
     abi::KeyRange appended;  ///< New tokens that it brings into the cache, if that is attention's to do.
+  };
+  /// Gives each task to one thread, in their order.
+  class TaskQueue {
+   public:
+    explicit TaskQueue(const std::vector<Task>& tasks) : tasks_(tasks) {}
+    /// Null: there is none left.
+    const Task* take() {
+      const std::size_t i = next_.fetch_add(1, std::memory_order_relaxed);
+      return i < tasks_.size() ? &tasks_[i] : nullptr;
+    }
+
+   private:
+    const std::vector<Task>& tasks_;
+    std::atomic<std::size_t> next_ = 0;
   };
   struct Row {
     std::int64_t query, head;
@@ -38,29 +54,42 @@ class Attention {
   /// Rows of a task that go through a tile together, and their part of a workspace.
   struct Strip {
     const Row* rows;
-    std::int64_t count, left;  ///< Its rows, and those of the task behind them.
+    std::int64_t count;
     float *queries, *blended;
     StripSoftmax* softmax;
+  };
+  /// What comes in while a strip attends to a tile.
+  struct Coming {
+    const Task* task;      ///< Whose tile comes next; null: none does.
+    std::int64_t portion;  ///< Rows of it, of keys and of values.
+    RowsAhead queries;     ///< Of the next strip.
   };
   /// What a thread works in.
   struct Workspace {
     Scratch floats;
     // Parts of it, at multiples of 64 bytes.
-    float *queries, *keys, *values, *next_keys, *next_values, *scores, *staged, *blended, *extra;
+    float *queries, *keys, *values, *next_keys, *next_values, *scores, *blended, *extra;
     std::vector<Row> rows;
     std::vector<StripSoftmax> softmax;
+    const char* soon[most_strip_rows];                   ///< Queries that are asked for.
     std::optional<TileSource> key_source, value_source;  ///< Of the next tile.
   };
 
   [[nodiscard]] std::int64_t cut(const Step& step, std::vector<Task>& tasks) const;
   void lay_out(Workspace& space, std::int64_t rows) const;
-  void attend(const Step& step, const Task& task, Workspace& space) const;
-  [[nodiscard]] Strip strip_of(const Task& task, std::int64_t from, Workspace& space) const;
-  void take_queries(const Step& step, const Task& task, const Strip& strip, Workspace& space) const;
-  void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, Workspace& space) const;
+  void list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const;
+  const Task* attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const;
+  [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, Workspace& space) const;
+  [[nodiscard]] std::int64_t strip_queries() const;
+  RowsAhead queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const;
+  void take_queries(const Step& step, const Task& task, const Strip& strip) const;
+  void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
+                   Workspace& space) const;
+  [[nodiscard]] std::optional<float> missing_scale(const Step& step) const;
   void weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
              Workspace& space) const;
-  void bring(const KvRows& of, const Task& task, TileSource& source, std::int64_t rows, float* panels) const;
+  void bring_rest(const Step& step, const Task& task, Workspace& space) const;
+  void bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const;
   void append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const;
   void finish(const Step& step, const Task& task, const Strip& strip) const;
   void put(const float* row, std::int64_t from_channel, std::int64_t width, float* to, std::int64_t to_channel) const;

@@ -239,7 +239,11 @@ void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* pr
     const std::int64_t end = std::clamp(range.end, begin, chunk.end), before = begin - chunk.first;
     std::fill(row, row + before, 0.0f);
     const LogitRow logits{b, head, i, total - queries + i, begin, end - begin};
-    const float scale = logits_.finish(logits, step.mask, row + before, space);
+    float scale = logits_.scale();
+    if (!logits_.only_scales(step.mask)) {
+      logits_.finish(logits, step.mask, row + before, space);
+      scale = 1;
+    }
     const RowSum seen = kernels_.exponentials(row + before, end - begin, scale, minus_infinity);
     std::fill(row + (end - chunk.first), row + (chunk.end - chunk.first), 0.0f);
     parts_[static_cast<std::size_t>(chunk.place + r)] = {seen.largest, seen.sum};

@@ -73,15 +73,13 @@ Logits::Logits(const attest_problem& problem)
       softcap_(static_cast<float>(problem.softcap)),
       slopes_(abi::alibi_slopes(problem)) {}
 
-float Logits::finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const {
-  if (only_scales(mask)) return scale_;  // The softmax multiplies on its way.
+void Logits::finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const {
   multiply(logits, row.count, scale_);
   if (softcap_ > 0) cap(logits, row.count, softcap_);
   if (!slopes_.empty()) {
     bias_by_distance(logits, row.count, row.position - row.first, slopes_[static_cast<std::size_t>(row.head)]);
   }
   mask.add(row, logits, space);
-  return 1;
 }
 
 }  // namespace attest::onednn

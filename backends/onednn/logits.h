@@ -39,8 +39,8 @@ class Logits {
   }
   [[nodiscard]] float scale() const { return scale_; }
 
-  /// Turns the row's dot products into logits, except for a factor which it answers. `space`: row.count floats.
-  float finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const;
+  /// Turns the row's dot products into logits. `space`: row.count floats.
+  void finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const;
 
  private:
   float scale_, softcap_;

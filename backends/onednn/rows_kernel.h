@@ -641,32 +641,64 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
-/// p * 2^n for whole numbers n, also where the result is a subnormal number; `shifted` is n + 1.5 * 2^23, whose last
-/// bits are n's.
-inline Floats scaled_by_power(Floats p, [[maybe_unused]] Floats n, [[maybe_unused]] Floats shifted) {
+// Exponents are split into a multiple of 1 / steps and a rest. As many powers of two lie between 1 and 2 in the table
+// 2^(i / steps) that one instruction looks up; with one step there is nothing to look up.
+constexpr int step_bits = ATTEST_ROW_LANES == 16 ? 4 : ATTEST_ROW_LANES == 8 ? 3 : 0, steps = 1 << step_bits;
+constexpr float to_multiple = 12582912.0f / steps;  // 1.5 * 2^23 / steps: adding it rounds to a multiple of 1 / steps.
+
+struct Exponent {
+  Floats shifted;  ///< The multiple, plus to_multiple: its last bits count the steps.
+  Floats rest;     ///< At most half a step, of either sign.
+};
+
+/// 2^exponent for exponents from -150 on, also where it is a subnormal number. The error of the polynomial, which is
+/// (2^rest - 1) / rest, is at most a fifth of a rounding (minimax, relative to 2^rest).
+inline Floats power_of_two(const Exponent& exponent) {
+  const Floats r = exponent.rest;
 #if ATTEST_ROW_LANES == 16
-  return _mm512_mask_scalef_ps(p, 0xFFFF, p, n);
+  const Floats curve = (r * 5.550213531e-2f + 2.402342856e-1f) * r + 6.931471825e-1f;
+  const Floats table = {1.0f,         1.044273782f, 1.090507733f, 1.138788635f, 1.189207115f, 1.241857812f,
+                        1.296839555f, 1.354255547f, 1.414213562f, 1.476826146f, 1.542210825f, 1.610490332f,
+                        1.681792831f, 1.756252160f, 1.834008086f, 1.915206561f};
+  const Floats step = _mm512_permutexvar_ps(reinterpret_cast<__m512i>(exponent.shifted), table);
+  // It multiplies by the power of the next whole number below; the step is what lies between.
+  return _mm512_mask_scalef_ps(r, 0xFFFF, r * step * curve + step, exponent.shifted - to_multiple);
 #else
-  // In two factors, because below n = -126 one float cannot hold 2^n.
-  const Whole whole = reinterpret_cast<Whole>(shifted) - 0x4B400000, half = whole >> 1;
-  return p * reinterpret_cast<Floats>((half + 127) << 23) * reinterpret_cast<Floats>((whole - half + 127) << 23);
+#if ATTEST_ROW_LANES == 8
+  const Floats curve = (r * 5.549622327e-2f + 2.402576357e-1f) * r + 6.931472421e-1f;
+  const Floats table = {1.0f,         1.090507733f, 1.189207115f, 1.296839555f,
+                        1.414213562f, 1.542210825f, 1.681792831f, 1.834008086f};
+  const Floats step = _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(exponent.shifted));
+#else
+  Floats curve = r * 1.535336196e-4f + 1.339887385e-3f;
+  curve = curve * r + 9.618436918e-3f;
+  curve = curve * r + 5.550332367e-2f;
+  curve = curve * r + 2.402264774e-1f;
+  curve = curve * r + 6.931471825e-1f;
+  const Floats step = Floats{} + 1.0f;
+#endif
+  // In two factors, because below 2^-126 one float cannot hold the power.
+  const Whole count = reinterpret_cast<Whole>(exponent.shifted) - (0x4B400000 - (step_bits << 23));
+  const Whole whole = count >> step_bits, half = whole >> 1;
+  return (r * step * curve + step) * reinterpret_cast<Floats>((half + 127) << 23) *
+         reinterpret_cast<Floats>((whole - half + 127) << 23);
 #endif
 }
 
-/// exp(x) for x <= 0, and for rounding errors above. x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is split so that n times
-/// its first part is exact, and the polynomial's error (minimax, by Remez) is a twentieth of a rounding.
+/// 2^x for x <= 0, and for rounding errors above.
+inline Floats exponential_of_two(Floats x) {
+  x = larger(Floats{} - 150.0f, x);  // 2^-150 rounds to 0. A NaN stays one.
+  const Floats shifted = x + to_multiple;
+  return power_of_two({shifted, x - (shifted - to_multiple)});
+}
+
+/// exp(x) for x <= 0, and for rounding errors above. ln 2 is split so that a multiple times its first part is exact.
 inline Floats exponential(Floats x) {
-  x = larger(Floats{} - 104.0f, x);          // exp(-104) rounds to 0. A NaN stays one.
-  constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number.
-  const Floats shifted = x * 1.44269504088896341f + to_integer, n = shifted - to_integer;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats p = r * 1.381454018e-3f + 8.368745109e-3f;
-  p = p * r + 4.166839078e-2f;
-  p = p * r + 1.666652040e-1f;
-  p = p * r + 4.999999343e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return scaled_by_power(p, n, shifted);
+  constexpr float log2_of_e = 1.44269504088896341f;
+  x = larger(Floats{} - 104.0f, x);  // exp(-104) rounds to 0.
+  const Floats shifted = x * log2_of_e + to_multiple, multiple = shifted - to_multiple;
+  const Floats rest = (x - multiple * 0.693359375f) - multiple * -2.12194440e-4f;
+  return power_of_two({shifted, rest * log2_of_e});
 }
 
 /// In two chains, so that one step need not wait for the one before.

@@ -262,3 +262,24 @@ TEST_CASE("the exponentials are right, masked logits and empty rows among them")
     CHECK(all_masked[19] == 0);
   }
 }
+
+TEST_CASE("exponentials are within two units in the last place, subnormal ones too, and 0 below them") {
+  std::mt19937 random(5);
+  for (const RowKernels* const kernels : row_kernels()) {
+    double worst = 0;
+    for (std::int64_t step = 0; step < 140; ++step) {
+      constexpr std::int64_t count = 500;
+      std::vector<float> row = numbers(count + row_padding, random);
+      for (float& logit : row) logit = -static_cast<float>(step) - std::abs(logit);
+      const std::vector<float> logits = row;
+      kernels->exponentials(row.data(), count, 1, 0);
+      for (std::size_t j = 0; j < count; ++j) {
+        const double wanted = std::exp(static_cast<double>(logits[j]));
+        const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
+        worst = std::max(worst, std::abs(static_cast<double>(row[j]) - wanted) / unit);
+      }
+    }
+    INFO(kernels->name << ": " << worst << " units");
+    CHECK(worst <= 2);
+  }
+}

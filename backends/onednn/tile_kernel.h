@@ -84,37 +84,87 @@ void pack(const RowList& rows, const float* scales, std::int64_t first, std::int
   by_storage(rows.storage, with);
 }
 
-void transpose(const float* panels, std::int64_t width, float* to) {
-  for (std::int64_t c = 0; c < width; c += lanes, panels += lanes * lanes) {
+template <Storage storage>
+void transpose_all(const RowList& rows, const float* scales, std::int64_t first, float* to) {
+  for (std::int64_t c = 0; c < rows.width; c += lanes, to += lanes * lanes) {
+    const std::int64_t left = rows.width - c, offset = c * element_bytes<storage>;
     Floats vectors[lanes];
+    if (rows.count == lanes && left >= lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) vectors[i] = load_floats(panels + i * lanes);
-    transpose_vectors(vectors);
-    if (c + lanes <= width) {
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) store_floats(vectors[i], to + (c + i) * lanes);
+      for (int i = 0; i < lanes; ++i) vectors[i] = load<storage>(rows.row[i] + offset);
     } else {
-      for (int i = 0; i < width - c; ++i) store_floats(vectors[i], to + (c + i) * lanes);
+      for (std::int64_t i = 0; i < lanes; ++i) vectors[i] = Floats{};
+      for (std::int64_t j = 0; j < rows.count; ++j) {
+        vectors[first + j] =
+            left >= lanes ? load<storage>(rows.row[j] + offset) : load_some<storage>(rows.row[j] + offset, left);
+      }
+    }
+    if (scales != nullptr) {
+      for (std::int64_t j = 0; j < rows.count; ++j) vectors[first + j] *= scales[j];
+    }
+    transpose_vectors(vectors);
+    if (left >= lanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) store_floats(vectors[i], to + i * lanes);
+    } else {
+      for (std::int64_t i = 0; i < left; ++i) store_floats(vectors[i], to + i * lanes);
     }
   }
+}
+
+void transpose(const RowList& rows, const float* scales, std::int64_t first, float* to) {
+  const auto with = [&]<Storage storage>() { transpose_all<storage>(rows, scales, first, to); };
+  by_storage(rows.storage, with);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Products
 
+static_assert(query_part == tile_keys, "both products step through their rows in the same way");
+
+// Elements of a product's depth between one fetch and the next.
+constexpr std::int64_t fetch_every = 16;
+
+/// Spreads a product's fetches evenly over its blocks.
+class Fetches {
+ public:
+  Fetches(const Ahead& ahead, std::int64_t blocks, std::int64_t depth) : now_(ahead.rows), then_(ahead.more) {
+    const auto lines = [](const RowsAhead& rows) { return rows.count * ((rows.bytes + 63) / 64); };
+    const std::int64_t times = blocks * ((depth + fetch_every - 1) / fetch_every);
+    pace_ = (lines(now_) + lines(then_) + times - 1) / times;
+    if (now_.count == 0) now_ = then_, then_ = {};
+  }
+  void some() {
+    for (std::int64_t i = 0; i < pace_ && now_.count > 0; ++i) {
+      __builtin_prefetch(*now_.row + at_, 0, 3);
+      at_ += 64;
+      if (at_ < now_.bytes) continue;
+      ++now_.row, --now_.count, at_ = 0;
+      if (now_.count == 0) now_ = then_, then_ = {};
+    }
+  }
+
+ private:
+  RowsAhead now_, then_;
+  std::int64_t pace_, at_ = 0;
+};
+
 /// sum[r][v] += row r times column v's vectors, over `depth` elements. Element k of row r lies at
-/// rows[r * row_step + k * step].
-template <std::int64_t vectors, std::int64_t row_step, std::int64_t step>
+/// rows[r * tile_keys + k].
+template <std::int64_t vectors>
 inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth,
-                         Floats (&sum)[strip][vectors]) {
-  for (std::int64_t k = 0; k < depth; ++k, rows += step, panels += lanes) {
-    Floats column[vectors];
+                         Fetches& fetches, Floats (&sum)[strip][vectors]) {
+  for (std::int64_t left = depth; left > 0; left -= fetch_every) {
+    fetches.some();
+    for (std::int64_t k = left < fetch_every ? left : fetch_every; k > 0; --k, ++rows, panels += lanes) {
+      Floats column[vectors];
 #pragma GCC unroll 2
-    for (std::int64_t v = 0; v < vectors; ++v) column[v] = load_floats(panels + v * apart);
+      for (std::int64_t v = 0; v < vectors; ++v) column[v] = load_floats(panels + v * apart);
 #pragma GCC unroll 16
-    for (std::int64_t r = 0; r < strip; ++r) {
+      for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
-      for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] += rows[r * row_step] * column[v];
+        for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] += rows[r * tile_keys] * column[v];
+      }
     }
   }
 }
@@ -122,14 +172,17 @@ inline void multiply_add(const float* rows, const float* panels, std::int64_t ap
 /// Keys [j, j + vectors * lanes).
 template <std::int64_t vectors>
 inline void multiply_columns(const float* queries, const float* keys, std::int64_t width, std::int64_t j,
-                             float* scores) {
+                             Fetches& fetches, float* scores) {
   Floats sum[strip][vectors];
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
     for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] = Floats{};
   }
-  multiply_add<vectors, 1, lanes>(queries, keys + j * width, width * lanes, width, sum);
+  const float* panel = keys + j * width;
+  for (std::int64_t c = 0; c < width; c += query_part, queries += strip * query_part, panel += query_part * lanes) {
+    multiply_add<vectors>(queries, panel, width * lanes, width - c < query_part ? width - c : query_part, fetches, sum);
+  }
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
@@ -137,18 +190,25 @@ inline void multiply_columns(const float* queries, const float* keys, std::int64
   }
 }
 
-void multiply_strip(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores) {
+/// Blocks of strip_vectors * lanes columns in so many.
+constexpr std::int64_t blocks_of(std::int64_t columns) {
+  return (columns + strip_vectors * lanes - 1) / (strip_vectors * lanes);
+}
+
+void multiply_strip(const float* queries, const float* keys, std::int64_t width, TileRange range, const Ahead& ahead,
+                    float* scores) {
   std::int64_t j = range.begin / lanes * lanes;
+  Fetches fetches(ahead, blocks_of(range.end - j), width);
   for (; j + lanes < range.end; j += strip_vectors * lanes) {
-    multiply_columns<strip_vectors>(queries, keys, width, j, scores);
+    multiply_columns<strip_vectors>(queries, keys, width, j, fetches, scores);
   }
-  if (j < range.end) multiply_columns<1>(queries, keys, width, j, scores);
+  if (j < range.end) multiply_columns<1>(queries, keys, width, j, fetches, scores);
 }
 
 /// Channels [c, c + vectors * lanes).
 template <std::int64_t vectors>
 inline void blend_channels(const float* weights, const float* factor, const float* values, std::int64_t apart,
-                           std::int64_t c, TileRange range, float* blended) {
+                           std::int64_t c, TileRange range, Fetches& fetches, float* blended) {
   Floats sum[strip][vectors];
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
@@ -157,8 +217,8 @@ inline void blend_channels(const float* weights, const float* factor, const floa
       sum[r][v] = factor[r] * load_floats(blended + r * apart + c + v * lanes);
     }
   }
-  multiply_add<vectors, tile_keys, 1>(weights + range.begin, values + c * tile_keys + range.begin * lanes,
-                                      tile_keys * lanes, range.end - range.begin, sum);
+  multiply_add<vectors>(weights + range.begin, values + c * tile_keys + range.begin * lanes, tile_keys * lanes,
+                        range.end - range.begin, fetches, sum);
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
@@ -167,61 +227,68 @@ inline void blend_channels(const float* weights, const float* factor, const floa
 }
 
 void blend_strip(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
-                 float* blended) {
+                 const Ahead& ahead, float* blended) {
   const std::int64_t apart = padded(width);
+  Fetches fetches(ahead, blocks_of(width), range.end - range.begin);
   std::int64_t c = 0;
   for (; c + lanes < width; c += strip_vectors * lanes) {
-    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, blended);
+    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, fetches, blended);
   }
-  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, blended);
+  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, fetches, blended);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The softmax
 
-void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
-  constexpr float minus_infinity = -__builtin_inff();
-  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
+/// Over keys [begin, end), multiples of a vector.
+inline void weigh_rows(float* scores, std::int64_t begin, std::int64_t end, float scale, StripSoftmax& softmax) {
+  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
   Floats row[lanes];
   for (std::int64_t r = 0; r < strip; ++r) {
-    float* const logits = scores + r * tile_keys;
-    for (std::int64_t j = begin; j < (seen != nullptr ? seen[r] : range).begin; ++j) logits[j] = minus_infinity;
-    for (std::int64_t j = (seen != nullptr ? seen[r] : range).end; j < end; ++j) logits[j] = minus_infinity;
-    Floats most = load_floats(logits + begin);
-    for (std::int64_t j = begin + lanes; j < end; j += lanes) most = larger(most, load_floats(logits + j));
+    const float* const row_scores = scores + r * tile_keys;
+    Floats most = load_floats(row_scores + begin);
+    for (std::int64_t j = begin + lanes; j < end; j += lanes) most = larger(most, load_floats(row_scores + j));
     row[r] = most;
   }
   for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
+  scale *= log2_of_e;
   const Floats before = load_floats(softmax.largest);
-  const Floats largest = larger(reduce(row, larger) * scale, before);
+  const Floats largest = larger(reduce(row, larger), before);
   // While all is masked, the difference of two infinities would be NaN.
   const Floats base = largest == minus_infinity ? Floats{} : largest;
   alignas(64) float bases[lanes];
   store_floats(base, bases);
   for (std::int64_t r = 0; r < strip; ++r) {
-    float* const logits = scores + r * tile_keys;
-    // A product that is rounded once differs from the base, which was rounded, by up to half a unit in their last
-    // place: where that is large, by more than an exponential takes. Row by row, for no row depends on another.
-    constexpr float most_fused = 1 << 20;
-    float by = scale;
-    if (bases[r] > most_fused || bases[r] < -most_fused) {
-      for (std::int64_t j = begin; j < end; j += lanes) store_floats(load_floats(logits + j) * scale, logits + j);
-      by = 1;
-    }
+    float* const row_scores = scores + r * tile_keys;
     Floats sum = {};
     for (std::int64_t j = begin; j < end; j += lanes) {
-      const Floats weights = exponential(load_floats(logits + j) * by - bases[r]);
-      store_floats(weights, logits + j);
+      const Floats weights = exponential_of_two((load_floats(row_scores + j) - bases[r]) * scale);
+      store_floats(weights, row_scores + j);
       sum += weights;
     }
     row[r] = sum;
   }
   for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  const Floats factor = exponential(before - base);
+  const Floats factor = exponential_of_two((before - base) * scale);
   const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
   store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
   store_floats(largest, softmax.largest);
   store_floats(factor, softmax.factor);
+}
+
+void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
+  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
+  if (seen == nullptr && range.begin == 0 && range.end == tile_keys) {
+    weigh_rows(scores, 0, tile_keys, scale, softmax);
+    return;
+  }
+  for (std::int64_t r = 0; r < strip; ++r) {
+    const TileRange its = seen != nullptr ? seen[r] : range;
+    float* const row_scores = scores + r * tile_keys;
+    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = -__builtin_inff();
+    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = -__builtin_inff();
+  }
+  weigh_rows(scores, begin, end, scale, softmax);
 }
 
 void divide(float* row, std::int64_t width, float divisor) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "convert.h"
+
 namespace attest::onednn {
 
 TileSource::TileSource(const TileKernels& kernels, Panels kind, std::int64_t width)
@@ -12,7 +14,7 @@ TileSource::TileSource(const TileKernels& kernels, Panels kind, std::int64_t wid
       rows_(static_cast<std::size_t>(tile_keys)),
       scales_(static_cast<std::size_t>(tile_keys)) {
   (void)copied_.get(tile_keys * width);
-  (void)staged_.get(kernels.lanes * padded(width));
+  (void)staged_.get(kernels.lanes * width);
 }
 
 void TileSource::list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end) {
@@ -38,45 +40,68 @@ void TileSource::list(const KvRows& of, std::int64_t b, std::int64_t head, std::
   }
 }
 
-void TileSource::fetch(std::int64_t rows) {
-  for (const std::int64_t stop = std::min(fetched_ + rows, end_); fetched_ < stop; ++fetched_) {
-    const Storage storage = fetched_ < cached_end_ ? cached_ : Storage::f32;
-    fetch_row(rows_[static_cast<std::size_t>(fetched_ - first_)],
-              width_ * static_cast<std::int64_t>(abi::bytes_of(storage)));
-  }
+RowsAhead TileSource::fetch(std::int64_t rows) {
+  const std::int64_t from = fetched_;
+  fetched_ = std::min(fetched_ + rows, end_);
+  // New rows come behind the cached ones and have the wider elements.
+  const Storage widest = fetched_ <= cached_end_ ? cached_ : Storage::f32;
+  return {rows_.data() + (from - first_), fetched_ - from, width_ * static_cast<std::int64_t>(abi::bytes_of(widest))};
 }
 
 abi::KeyRange TileSource::pack(float* panels) {
-  const std::int64_t begin = packed_;
+  const std::int64_t begin = packed_, lanes = kernels_.lanes;
   if (kind_ == Panels::channels) {
-    pack(begin, fetched_, tile_keys, panels);
+    pack_channels(panels);
     packed_ = fetched_;
     return {begin, packed_};
   }
-  const std::int64_t lanes = kernels_.lanes;
   while (packed_ < fetched_) {
     const std::int64_t group = packed_ / lanes * lanes, stop = std::min(group + lanes, end_);
     if (stop > fetched_) break;
-    pack(packed_, stop, lanes, staged_.get(0));
-    kernels_.transpose(staged_.get(0), width_, panels + group % tile_keys * width_);
+    pack_keys(stop, panels + group % tile_keys * width_);
     packed_ = stop;
   }
   return {begin, packed_};
 }
 
-/// Positions [first, end) to panels of so many rows, of which they become those that they are in the tile, counted
-/// modulo the panels' rows.
-void TileSource::pack(std::int64_t first, std::int64_t end, std::int64_t panel_rows, float* panels) const {
-  const std::int64_t middle = std::clamp(cached_end_, first, end);
-  const auto rows_from = [&](std::int64_t position) { return rows_.data() + (position - first_); };
-  if (first < middle) {
-    const float* const scales = scaled_ ? scales_.data() + (first - first_) : nullptr;
-    kernels_.pack({cached_, rows_from(first), middle - first, width_}, scales, first % panel_rows, panel_rows, panels);
+/// Positions [first, end), all cached or none.
+RowList TileSource::rows_of(std::int64_t first, std::int64_t end) const {
+  return {first < cached_end_ ? cached_ : Storage::f32, rows_.data() + (first - first_), end - first, width_};
+}
+
+/// Of cached positions from `first` on.
+const float* TileSource::scales_from(std::int64_t first) const {
+  return scaled_ && first < cached_end_ ? scales_.data() + (first - first_) : nullptr;
+}
+
+/// Positions up to those asked for.
+void TileSource::pack_channels(float* panels) const {
+  const std::int64_t middle = std::clamp(cached_end_, packed_, fetched_);
+  const auto some = [&](std::int64_t first, std::int64_t end) {
+    if (first == end) return;
+    kernels_.pack(rows_of(first, end), scales_from(first), first % tile_keys, tile_keys, panels);
+  };
+  some(packed_, middle);
+  some(middle, fetched_);
+}
+
+/// Positions up to `stop`, to their panel.
+void TileSource::pack_keys(std::int64_t stop, float* panel) {
+  const std::int64_t place = packed_ % kernels_.lanes;
+  if (cached_end_ <= packed_ || cached_end_ >= stop) {
+    kernels_.transpose(rows_of(packed_, stop), scales_from(packed_), place, panel);
+    return;
   }
-  if (middle < end) {
-    kernels_.pack({Storage::f32, rows_from(middle), end - middle, width_}, nullptr, middle % panel_rows, panel_rows,
-                  panels);
+  // Some are cached and some are new: as floats first.
+  const char* rows[row_padding];
+  float* copy = staged_.get(0);
+  for (std::int64_t position = packed_; position < stop; ++position, copy += width_) {
+    const RowList row = rows_of(position, position + 1);
+    const float* const scale = scales_from(position);
+    decode(row.storage, row.row[0], 1, width_, scale != nullptr ? *scale : 1, copy);
+    rows[position - packed_] = reinterpret_cast<const char*>(copy);
   }
+  kernels_.transpose({Storage::f32, rows, stop - packed_, width_}, nullptr, place, panel);
 }
 
 }  // namespace attest::onednn

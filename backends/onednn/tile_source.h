@@ -24,13 +24,16 @@ class TileSource {
   /// Takes positions [first, end) of one tile. `of` must stay until they are packed. It does not throw.
   void list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end);
 
-  /// Asks for the next `rows` of them, as far as there are so many.
-  void fetch(std::int64_t rows);
+  /// The next `rows` of them, as far as there are so many, for somebody to ask memory for.
+  RowsAhead fetch(std::int64_t rows);
   /// Packs those asked for, of keys whole vectors until all are asked for; answers which.
   abi::KeyRange pack(float* panels);
 
  private:
-  void pack(std::int64_t first, std::int64_t end, std::int64_t panel_rows, float* panels) const;
+  [[nodiscard]] RowList rows_of(std::int64_t first, std::int64_t end) const;
+  [[nodiscard]] const float* scales_from(std::int64_t first) const;
+  void pack_channels(float* panels) const;
+  void pack_keys(std::int64_t stop, float* panel);
 
   const TileKernels& kernels_;
   Panels kind_;
@@ -42,7 +45,7 @@ class TileSource {
   std::vector<const char*> rows_;
   std::vector<float> scales_;
   Scratch copied_;  ///< Rows whose channels lie apart.
-  Scratch staged_;  ///< Packed rows, to be transposed.
+  Scratch staged_;  ///< Keys as floats, to be transposed.
 };
 
 }  // namespace attest::onednn

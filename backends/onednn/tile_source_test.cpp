@@ -130,7 +130,8 @@ void check_tile(const World& world, const TileKernels& kernels, TileSource::Pane
   source.list(world.rows(), 1, head, range.begin, range.end);
   std::int64_t packed = range.begin;
   for (std::int64_t asked = range.begin; asked < range.end; asked += portion) {
-    source.fetch(portion);
+    const RowsAhead ahead = source.fetch(portion);
+    REQUIRE(ahead.count == std::min(portion, range.end - asked));
     const abi::KeyRange some = source.pack(panels.data());
     REQUIRE(some.begin == packed);
     packed = some.end;

@@ -25,15 +25,32 @@ struct RowList {
   std::int64_t count, width;
 };
 
+/// `count` rows of so many bytes that will be read soon.
+struct RowsAhead {
+  const char* const* row = nullptr;
+  std::int64_t count = 0, bytes = 0;
+};
+
+/// What a product asks memory for on its way, line by line: asked for at once, they would have to wait for each other,
+/// and the product for them. They are not read.
+struct Ahead {
+  RowsAhead rows, more;
+};
+
+/// Floats from one of a strip's query rows to the next. Wider ones are cut: so many channels of all rows, then as many
+/// more.
+constexpr std::int64_t query_part = tile_keys;
+
 /// Keys [begin, end) of a tile.
 struct TileRange {
   std::int64_t begin, end;
 };
 
-/// The state of a strip's online softmax, by row.
+/// The state of a strip's online softmax, by row. Scores may lack the factor `scale`, which is the same for all tiles:
+/// no product of two scores' difference with it overflows that should not, and the largest score's weight is 1.
 struct StripSoftmax {
-  alignas(64) float largest[most_strip_rows];  ///< Logit so far, or the sink's; -infinity: none.
-  alignas(64) float sum[most_strip_rows];      ///< Of exp(logit - largest), the sink's 1 included.
+  alignas(64) float largest[most_strip_rows];  ///< Score so far, or the sink's; -infinity: none.
+  alignas(64) float sum[most_strip_rows];      ///< Of exp(scale * (score - largest)), the sink's 1 included.
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
 };
 
@@ -45,21 +62,25 @@ struct TileKernels {
   /// [v * lanes, ...) of row j to panels + (v * panel_rows + first + j) * lanes. Zeros fill up to padded(width).
   void (*pack)(const RowList& rows, const float* scales, std::int64_t first, std::int64_t panel_rows, float* panels);
 
-  /// From packed rows, `lanes` of them, to a panel of these: channel c of all to `to` + c * lanes.
-  void (*transpose)(const float* panels, std::int64_t width, float* to);
+  /// At most `lanes` rows as floats, times scales[j] unless that is null, to a panel of rows: channel c of row j to
+  /// `to` + c * lanes + first + j. Where the panel has other rows there is no telling what becomes of them.
+  void (*transpose)(const RowList& rows, const float* scales, std::int64_t first, float* to);
 
-  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip. Both are transposed, the queries to
-  /// one panel, the keys to one for each vector of them. It writes whole vectors of keys.
-  void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, float* scores);
+  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip. Channel c of query row r lies at
+  /// queries + (c / query_part * strip + r) * query_part + c % query_part; the keys are transposed, to a panel for each
+  /// vector of them. It writes whole vectors of keys.
+  void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, const Ahead& ahead,
+                   float* scores);
 
-  /// Turns scores into weights: exp(scale * score - largest) where seen[r] holds the key, 0 elsewhere in `range`. Null:
-  /// all rows see all of it. `scale` > 0. -infinity is masked. The exponentials are as good as those of rows.h.
+  /// Turns scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in `range`.
+  /// Null: all rows see all of it. `scale` > 0. -infinity is masked. A weight of exp(x) is within 2 + 3 |x| units in
+  /// the last place of the true one: two for the exponential, and what three roundings of x make of it.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
   /// are padded(width) apart.
   void (*blend)(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
-                float* blended);
+                const Ahead& ahead, float* blended);
 
   /// row[c] /= divisor, up to padded(width).
   void (*divide)(float* row, std::int64_t width, float divisor);

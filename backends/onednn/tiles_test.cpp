@@ -47,21 +47,34 @@ std::vector<float> floats(std::int64_t count, float value) {
   return std::vector<float>(static_cast<std::size_t>(count), value);
 }
 
-/// Rows [first, first + count) of `of`, transposed to panels of `lanes` of them; others are NaN.
-std::vector<float> transposed(const TileKernels& kernels, const Matrix& of, std::int64_t first, std::int64_t count,
-                              std::int64_t width, std::int64_t panels) {
-  std::vector<float> made = floats(panels * kernels.lanes * width, poison);
-  for (std::int64_t p = 0; p < panels; ++p) {
-    const std::int64_t begin = std::max(first, p * kernels.lanes),
-                       end = std::min(first + count, (p + 1) * kernels.lanes);
-    std::vector<float> staged = floats(kernels.lanes * padded(width), poison);
-    if (begin < end) {
-      kernels.pack(of.block(begin - first, end - begin), nullptr, begin % kernels.lanes, kernels.lanes, staged.data());
-    }
-    kernels.transpose(staged.data(), width, made.data() + p * kernels.lanes * width);
+/// Keys [first, first + count) of a tile, transposed to the panels of all of it.
+std::vector<float> panels_of_keys(const TileKernels& kernels, const Matrix& keys, std::int64_t first,
+                                  std::int64_t count, std::int64_t width) {
+  std::vector<float> made = floats(tile_keys * width, poison);
+  for (std::int64_t panel = 0; panel < tile_keys; panel += kernels.lanes) {
+    const std::int64_t begin = std::max(first, panel), end = std::min(first + count, panel + kernels.lanes);
+    if (begin >= end) continue;
+    kernels.transpose(keys.block(begin - first, end - begin), nullptr, begin - panel, made.data() + panel * width);
   }
   return made;
 }
+
+/// A strip's queries, in parts of query_part channels.
+std::vector<float> parts_of_queries(const TileKernels& kernels, const Matrix& queries, std::int64_t width) {
+  const std::int64_t parts = (width + query_part - 1) / query_part;
+  std::vector<float> made = floats(parts * kernels.strip * query_part, poison);
+  for (std::int64_t r = 0; r < kernels.strip; ++r) {
+    for (std::int64_t c = 0; c < width; ++c) {
+      made[static_cast<std::size_t>((c / query_part * kernels.strip + r) * query_part + c % query_part)] =
+          static_cast<float>(queries.at(r, c));
+    }
+  }
+  return made;
+}
+
+// Rows where no memory is: they are asked for and not read. More than a product has steps, and of odd sizes.
+const char* const nowhere[] = {reinterpret_cast<const char*>(1), nullptr, reinterpret_cast<const char*>(-64)};
+const Ahead far_ahead{{nowhere, 3, 100}, {nowhere, 2, 64 * 1000}};
 
 StripSoftmax fresh() {
   StripSoftmax softmax;
@@ -79,15 +92,14 @@ bool near(float got, double wanted, double size) {
 TEST_CASE("the products of a strip with a tile's keys are right, for any width and range") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
-    for (const std::int64_t width : {1, 3, 16, 20, 72, 128}) {
+    for (const std::int64_t width : {1, 3, 16, 20, 72, 128, 130, 300}) {
       for (const TileRange range : {TileRange{0, tile_keys}, {0, 1}, {5, 6}, {13, 50}, {96, tile_keys - 1}}) {
         INFO(each->name << ", width " << width << ", keys " << range.begin << " to " << range.end);
         const Matrix queries(kernels.strip, width), keys(range.end - range.begin, width);
-        const std::vector<float> left = transposed(kernels, queries, 0, kernels.strip, width, 1);
-        const std::vector<float> right =
-            transposed(kernels, keys, range.begin, range.end - range.begin, width, tile_keys / kernels.lanes);
+        const std::vector<float> left = parts_of_queries(kernels, queries, width);
+        const std::vector<float> right = panels_of_keys(kernels, keys, range.begin, range.end - range.begin, width);
         std::vector<float> scores = floats(kernels.strip * tile_keys, poison);
-        kernels.multiply(left.data(), right.data(), width, range, scores.data());
+        kernels.multiply(left.data(), right.data(), width, range, far_ahead, scores.data());
         bool right_sums = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           for (std::int64_t j = range.begin; j < range.end; ++j) {
@@ -121,7 +133,7 @@ TEST_CASE("a blend multiplies what is there and adds the weighted values of its 
           std::generate_n(weights.begin() + r * tile_keys + range.begin, count, number);
         }
         std::vector<float> blended = floats(kernels.strip * wide, 2.0f);
-        kernels.blend(weights.data(), factor.data(), panels.data(), width, range, blended.data());
+        kernels.blend(weights.data(), factor.data(), panels.data(), width, range, far_ahead, blended.data());
         kernels.divide(blended.data(), width, 4);
         bool right = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
@@ -149,7 +161,7 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
     StripSoftmax softmax = fresh();
-    softmax.largest[1] = 1.5f, softmax.sum[1] = 1;  // A sink.
+    softmax.largest[1] = 0.5f, softmax.sum[1] = 1;  // A sink of scale / 2.
     std::vector<std::vector<double>> logits(static_cast<std::size_t>(kernels.strip));
     for (std::int64_t t = 0; t < tiles; ++t) {
       const TileRange range{t == 0 ? 3 : 0, t == tiles - 1 ? 101 : tile_keys};
@@ -166,7 +178,7 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
       }
       kernels.weigh(scores.data(), seen, range, scale, softmax);
       for (std::int64_t r = 0; r < kernels.strip; ++r) {
-        const double largest = static_cast<double>(softmax.largest[r]);
+        const double largest = static_cast<double>(softmax.largest[r]) * static_cast<double>(scale);
         std::size_t next =
             logits[static_cast<std::size_t>(r)].size() - static_cast<std::size_t>(seen[r].end - seen[r].begin);
         bool right = true;
@@ -180,12 +192,14 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
       }
     }
     for (std::int64_t r = 0; r < kernels.strip; ++r) {
-      double largest = r == 1 ? 1.5 : -static_cast<double>(infinity);
+      constexpr double sink = 0.5 * static_cast<double>(scale);
+      double largest = r == 1 ? sink : -static_cast<double>(infinity);
       for (const double logit : logits[static_cast<std::size_t>(r)]) largest = std::max(largest, logit);
-      double sum = r == 1 ? std::exp(1.5 - largest) : 0;
+      double sum = r == 1 ? std::exp(sink - largest) : 0;
       for (const double logit : logits[static_cast<std::size_t>(r)])
         sum += std::isinf(logit) ? 0 : std::exp(logit - largest);
-      CHECK(softmax.largest[r] == static_cast<float>(largest));
+      const double logit = static_cast<double>(softmax.largest[r]) * static_cast<double>(scale);
+      CHECK(logit == largest);
       CHECK(near(softmax.sum[r], sum, sum));
     }
   }
@@ -205,7 +219,7 @@ TEST_CASE("the largest of huge logits has the weight 1, whatever the rounding of
       const std::int64_t place = std::max_element(row, row + tile_keys) - row;
       CHECK(scores[static_cast<std::size_t>(r * tile_keys + place)] == 1);
       CHECK(softmax.sum[r] == 1);
-      CHECK(softmax.largest[r] == row[place] * scale);
+      CHECK(softmax.largest[r] == row[place]);
     }
   }
 }
@@ -234,7 +248,7 @@ TEST_CASE("a row has the same bits wherever it stands in a strip and whatever it
   }
 }
 
-TEST_CASE("weights are within two units in the last place, subnormal ones too, and 0 below them") {
+TEST_CASE("weights are as good as their exponents' rounding lets them be, subnormal ones too, and 0 below them") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
     double worst = 0;
@@ -253,12 +267,13 @@ TEST_CASE("weights are within two units in the last place, subnormal ones too, a
         const auto i = static_cast<std::size_t>(j);
         const double wanted = std::exp(static_cast<double>(logits[i]));
         const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
-        worst = std::max(worst, std::abs(static_cast<double>(scores[i]) - wanted) / unit);
+        const double allowed = 2 - 3 * static_cast<double>(logits[i]);
+        worst = std::max(worst, std::abs(static_cast<double>(scores[i]) - wanted) / unit / allowed);
         zeros = zeros && (logits[i] > -105 || scores[i] == 0);
       }
     }
-    INFO(each->name << ": " << worst << " units");
-    CHECK(worst <= 2);
+    INFO(each->name << ": " << worst << " of what is allowed");
+    CHECK(worst <= 1);
     CHECK(zeros);
   }
 }
