@@ -57,13 +57,6 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
   for (std::int64_t b = 0; b < problem_.batch; ++b) {
     const std::int64_t rows = step.extents.queries[b] * group_;
     const auto position = [&](std::int64_t r) { return step.extents.past[b] + step.extents.keys[b] * r / rows; };
-    // From the first row's first key to the last row's last one.
-    const auto seen = [&](std::int64_t first, std::int64_t end) {
-      const auto of = [&](std::int64_t r) {
-        return abi::visible_keys(problem_, r / group_, step.extents.queries[b], step.extents.total(b));
-      };
-      return abi::KeyRange{of(first).begin, std::max(of(first).begin, of(end - 1).end)};
-    };
     if (rows == 0 || decode_.takes(step, b)) continue;
     // About as many as wanted, in whole strips.
     const std::int64_t parts = std::max<std::int64_t>(1, (rows + wanted / 2) / wanted);
@@ -74,7 +67,9 @@ std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
     for (std::int64_t h = 0; h < kv_heads_; ++h) {
       for (std::int64_t first = (rows - 1) / count * count; first >= 0; first -= count) {
         const std::int64_t end = std::min(first + count, rows);
-        tasks.push_back({b, h, first, end - first, seen(first, end), {position(first), position(end)}});
+        const abi::KeyRange seen =
+            seen_by(problem_, {first / group_, (end - 1) / group_ + 1}, step.extents.queries[b], step.extents.total(b));
+        tasks.push_back({b, h, first, end - first, seen, {position(first), position(end)}});
       }
     }
   }
@@ -93,16 +88,16 @@ void Attention::run(const Step& step) {
       static_cast<int>(std::min<std::int64_t>(count, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // Memory is taken here, because an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
-  TaskQueue queue(tasks);
+  late_scale_ = late_scale(step);
+  TaskQueue queue(tasks, static_cast<std::size_t>(threads));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Workspace& space = spaces_[static_cast<std::size_t>(omp_get_thread_num())];
-    const Task* task = queue.take();
-    if (task != nullptr) {
+    while (const Task* task = queue.take()) {
       list(step, *task, task->seen.begin, space);
       bring_rest(step, *task, space);
+      while (task != nullptr) task = attend(step, *task, queue, space);
     }
-    while (task != nullptr) task = attend(step, *task, queue, space);
     settle_streams();
   }
 }
@@ -142,8 +137,8 @@ void Attention::list(const Step& step, const Task& task, std::int64_t at, Worksp
   space.value_source->list(step.value, task.sequence, task.kv_head, first, end);
 }
 
-/// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, whose
-/// first tile is there then.
+/// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, if
+/// any: its first tile is there then.
 const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const {
   const std::int64_t b = task.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
   for (std::int64_t r = 0; r < task.count; ++r) {
@@ -158,7 +153,7 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
   // through one that it does not see, for its results are zeros. No strip begins or ends before the one before it.
   const std::int64_t strips = parts_of(task.count, kernels_.strip);
   const auto first_tile = [&](std::int64_t s) {
-    return std::min(strip_of(task, s, space).rows[0].seen.begin, task.seen.end) / tile_keys * tile_keys;
+    return strip_of(task, s, space).rows[0].seen.begin / tile_keys * tile_keys;
   };
   const auto last_tile = [&](std::int64_t s) {
     const Strip strip = strip_of(task, s, space);
@@ -169,7 +164,7 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
   for (std::int64_t tile = task.seen.begin / tile_keys * tile_keys; done < strips; tile += tile_keys) {
     std::swap(space.keys, space.next_keys), std::swap(space.values, space.next_values);
     const bool last = tile == last_tile(strips - 1);
-    if (last) coming = queue.take();
+    if (last) coming = queue.take_early();
     if (coming != nullptr) list(step, *coming, last ? coming->seen.begin : tile + tile_keys, space);
     const std::int64_t taken = begun;
     while (begun < strips && first_tile(begun) == tile) ++begun;
@@ -179,7 +174,7 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
       const Strip strip = strip_of(task, s, space);
       if (s >= taken) take_queries(step, task, strip);
       RowsAhead next;  // The queries that are taken next.
-      if (s >= taken && s + 1 < begun) next = queries_of(step, task, s + 1, space);
+      if (s + 1 >= taken && s + 1 < begun) next = queries_of(step, task, s + 1, space);
       if (last && s + 1 == strips && coming != nullptr) next = queries_of(step, *coming, 0, space);
       attend_tile(step, task, tile, strip, {coming, portion, next}, space);
       if (last_tile(s) != tile) continue;
@@ -222,7 +217,7 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
   for (std::int64_t r = 0; r < strip.count; ++r) {
     const Row& row = strip.rows[r];
     if (sinks_) {
-      softmax.largest[r] = (*sinks_)(row.head);
+      softmax.largest[r] = (*sinks_)(row.head) / late_scale_.value_or(1);
       softmax.sum[r] = 1;
     }
     const float* const query = step.query.floats(task.sequence, row.query, row.head);
@@ -263,23 +258,27 @@ void Attention::attend_tile(const Step& step, const Task& task, std::int64_t til
   }
 }
 
-/// Where scores are to become logits by this factor alone, the softmax does it on its way; not where there is a sink,
-/// which is a logit to be compared with.
-std::optional<float> Attention::missing_scale(const Step& step) const {
-  if (!logits_.only_scales(step.mask) || sinks_) return std::nullopt;
-  return logits_.scale();
+/// The factor that scores may lack until the softmax, where it alone makes logits of them. Not one so small or large
+/// that scores, their differences or sinks, brought to their measure, could overflow where logits do not.
+std::optional<float> Attention::late_scale(const Step& step) const {
+  constexpr float most = 0x1p40f;
+  const std::optional<float> factor = logits_.only_factor(step.mask);
+  if (!factor || *factor < 1 / most || *factor > most) return std::nullopt;
+  for (std::int64_t h = 0; sinks_ && h < kv_heads_ * group_; ++h) {
+    const float sink = (*sinks_)(h);
+    if (!(sink == minus_infinity || std::abs(sink) <= most)) return std::nullopt;
+  }
+  return factor;
 }
 
 /// Turns the scores of a strip into weights.
 void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
                       Workspace& space) const {
   const Row* const rows = strip.rows;
-  const std::optional<float> missing = missing_scale(step);
-  const float scale = missing.value_or(1);
   // What a row sees begins and ends no earlier than the row's before it.
   const bool all_seen = rows[strip.count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
-  if (all_seen && strip.count == kernels_.strip && missing) {
-    kernels_.weigh(space.scores, nullptr, range, scale, *strip.softmax);
+  if (all_seen && strip.count == kernels_.strip && late_scale_) {
+    kernels_.weigh(space.scores, nullptr, range, *late_scale_, *strip.softmax);
     return;
   }
   const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
@@ -289,12 +288,12 @@ void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, con
     const std::int64_t begin = std::clamp(rows[r].seen.begin - tile, range.begin, range.end);
     const std::int64_t end = std::clamp(rows[r].seen.end - tile, begin, range.end);
     seen[r] = {begin, end};
-    if (missing) continue;
+    if (late_scale_) continue;
     const LogitRow row{task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query,
                        tile + begin,  end - begin};
     logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
   }
-  kernels_.weigh(space.scores, seen, range, scale, *strip.softmax);
+  kernels_.weigh(space.scores, seen, range, late_scale_.value_or(1), *strip.softmax);
 }
 
 /// What is left of a tile.
@@ -340,7 +339,7 @@ void Attention::finish(const Step& step, const Task& task, const Strip& strip) c
     if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
     put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {
-      const double logit = static_cast<double>(largest) * static_cast<double>(missing_scale(step).value_or(1));
+      const double logit = static_cast<double>(largest) * static_cast<double>(late_scale_.value_or(1));
       const double lse = logit + std::log(static_cast<double>(sum));
       step.lse->set(static_cast<float>(lse), task.sequence, row.query, row.head, 0);
     }

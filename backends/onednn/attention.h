@@ -36,16 +36,19 @@ class Attention {
   /// Gives each task to one thread, in their order.
   class TaskQueue {
    public:
-    explicit TaskQueue(const std::vector<Task>& tasks) : tasks_(tasks) {}
+    TaskQueue(const std::vector<Task>& tasks, std::size_t threads) : tasks_(tasks), threads_(threads) {}
     /// Null: there is none left.
     const Task* take() {
-      const std::size_t i = next_.fetch_add(1, std::memory_order_relaxed);
+      const std::size_t i = given_.fetch_add(1, std::memory_order_relaxed);
       return i < tasks_.size() ? &tasks_[i] : nullptr;
     }
+    /// For a thread that is not done with its task. Null, too, while another thread may have none yet.
+    const Task* take_early() { return given_.load(std::memory_order_relaxed) < threads_ ? nullptr : take(); }
 
    private:
     const std::vector<Task>& tasks_;
-    std::atomic<std::size_t> next_ = 0;
+    std::size_t threads_;
+    std::atomic<std::size_t> given_ = 0;
   };
   struct Row {
     std::int64_t query, head;
@@ -85,7 +88,7 @@ class Attention {
   void take_queries(const Step& step, const Task& task, const Strip& strip) const;
   void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
                    Workspace& space) const;
-  [[nodiscard]] std::optional<float> missing_scale(const Step& step) const;
+  [[nodiscard]] std::optional<float> late_scale(const Step& step) const;
   void weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
              Workspace& space) const;
   void bring_rest(const Step& step, const Task& task, Workspace& space) const;
@@ -100,7 +103,8 @@ class Attention {
   Logits logits_;
   FlashDecode decode_;
   std::optional<abi::View<const float, 1>> sinks_;
-  std::vector<Workspace> spaces_;  ///< One a thread.
+  std::optional<float> late_scale_;  ///< Of the step that runs.
+  std::vector<Workspace> spaces_;    ///< One a thread.
 };
 
 }  // namespace attest::onednn

@@ -22,4 +22,11 @@ struct AttentionStep {
   const std::optional<abi::Tokens>& lse;
 };
 
+/// All keys that any of a sequence's queries [begin, end), one at least, sees: from the first one's to the last one's.
+inline abi::KeyRange seen_by(const attest_problem& problem, abi::KeyRange these, std::int64_t queries,
+                             std::int64_t total) {
+  return {abi::visible_keys(problem, these.begin, queries, total).begin,
+          abi::visible_keys(problem, these.end - 1, queries, total).end};
+}
+
 }  // namespace attest::onednn

@@ -40,12 +40,6 @@ constexpr std::int64_t rows_ahead = 4;
 // Sums of a chunk's heads, which are added to for each token; they and what is fetched share the first-level cache.
 constexpr std::int64_t most_sum_bytes = 32 * 1024;
 
-/// All keys that any of the queries sees: from the first one's to the last one's.
-abi::KeyRange seen_by_any(const attest_problem& problem, std::int64_t queries, std::int64_t total) {
-  const std::int64_t begin = abi::visible_keys(problem, 0, queries, total).begin;
-  return {begin, std::max(begin, abi::visible_keys(problem, queries - 1, queries, total).end)};
-}
-
 void multiply(float* to, std::int64_t count, const float* factors) {
   for (std::int64_t i = 0; i < count; ++i) to[i] *= factors[i];
 }
@@ -89,7 +83,7 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
     const std::int64_t queries = step.extents.queries[b], total = step.extents.total(b), rows = queries * group_;
     if (queries == 0 || !takes(step, b)) continue;
     // A sequence without visible keys has one empty chunk, so that its rows get a result.
-    const abi::KeyRange seen = seen_by_any(problem_, queries, total);
+    const abi::KeyRange seen = seen_by(problem_, {0, queries}, queries, total);
     const std::int64_t keys = chunk_keys(seen.end - seen.begin, problem_.kv_heads, adjacent);
     const std::int64_t count = std::max<std::int64_t>(1, (seen.end - seen.begin + keys - 1) / keys);
     for (std::int64_t h = 0; h < problem_.kv_heads; ++h) {
@@ -101,7 +95,8 @@ std::int64_t FlashDecode::cut(const AttentionStep& step) {
   for (std::size_t i = 0; i < wholes_.size(); i += static_cast<std::size_t>(problem_.kv_heads)) {
     const Whole& whole = wholes_[i];
     const std::int64_t b = whole.sequence, at_once = heads_at_once(adjacent, tasks, whole.rows);
-    const abi::KeyRange seen = seen_by_any(problem_, step.extents.queries[b], step.extents.total(b));
+    const std::int64_t queries = step.extents.queries[b];
+    const abi::KeyRange seen = seen_by(problem_, {0, queries}, queries, step.extents.total(b));
     const std::int64_t keys = chunk_keys(seen.end - seen.begin, problem_.kv_heads, adjacent);
     for (std::int64_t n = 0; n < whole.count; ++n) {
       const std::int64_t first = seen.begin + n * keys, end = std::min(first + keys, seen.end);
@@ -230,6 +225,7 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
 void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space) {
   const std::int64_t b = chunk.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
   const std::int64_t leading = leading_of(chunk);
+  const std::optional<float> factor = logits_.only_factor(step.mask);  // The exponentials multiply by it on their way.
   for (std::int64_t r = 0; r < chunk.heads * chunk.rows; ++r) {
     const std::int64_t i = r % chunk.rows / group_,
                        head = (chunk.kv_head + r / chunk.rows) * group_ + r % chunk.rows % group_;
@@ -239,12 +235,8 @@ void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* pr
     const std::int64_t end = std::clamp(range.end, begin, chunk.end), before = begin - chunk.first;
     std::fill(row, row + before, 0.0f);
     const LogitRow logits{b, head, i, total - queries + i, begin, end - begin};
-    float scale = logits_.scale();
-    if (!logits_.only_scales(step.mask)) {
-      logits_.finish(logits, step.mask, row + before, space);
-      scale = 1;
-    }
-    const RowSum seen = kernels_.exponentials(row + before, end - begin, scale, minus_infinity);
+    if (!factor) logits_.finish(logits, step.mask, row + before, space);
+    const RowSum seen = kernels_.exponentials(row + before, end - begin, factor.value_or(1), minus_infinity);
     std::fill(row + (end - chunk.first), row + (chunk.end - chunk.first), 0.0f);
     parts_[static_cast<std::size_t>(chunk.place + r)] = {seen.largest, seen.sum};
   }

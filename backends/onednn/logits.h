@@ -33,11 +33,11 @@ class Logits {
  public:
   explicit Logits(const attest_problem& problem);
 
-  /// Whether all that a dot product needs to become a logit is the factor `scale`, which is above 0.
-  [[nodiscard]] bool only_scales(const Mask& mask) const {
-    return softcap_ == 0 && slopes_.empty() && mask.none() && scale_ > 0;
+  /// The factor, above 0, that alone makes logits of dot products; none, where that takes more.
+  [[nodiscard]] std::optional<float> only_factor(const Mask& mask) const {
+    if (softcap_ != 0 || !slopes_.empty() || !mask.none() || !(scale_ > 0)) return std::nullopt;
+    return scale_;
   }
-  [[nodiscard]] float scale() const { return scale_; }
 
   /// Turns the row's dot products into logits. `space`: row.count floats.
   void finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const;

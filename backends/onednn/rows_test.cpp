@@ -263,7 +263,7 @@ TEST_CASE("the exponentials are right, masked logits and empty rows among them")
   }
 }
 
-TEST_CASE("exponentials are within two units in the last place, subnormal ones too, and 0 below them") {
+TEST_CASE("exponentials are within two units in the last place, subnormal ones too") {
   std::mt19937 random(5);
   for (const RowKernels* const kernels : row_kernels()) {
     double worst = 0;

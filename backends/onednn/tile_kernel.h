@@ -136,7 +136,9 @@ class Fetches {
   }
   void some() {
     for (std::int64_t i = 0; i < pace_ && now_.count > 0; ++i) {
-      __builtin_prefetch(*now_.row + at_, 0, 3);
+      // As a number: a row may be shorter than it says.
+      const std::uintptr_t line = reinterpret_cast<std::uintptr_t>(*now_.row) + static_cast<std::uintptr_t>(at_);
+      __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 3);
       at_ += 64;
       if (at_ < now_.bytes) continue;
       ++now_.row, --now_.count, at_ = 0;
@@ -179,9 +181,9 @@ inline void multiply_columns(const float* queries, const float* keys, std::int64
 #pragma GCC unroll 2
     for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] = Floats{};
   }
-  const float* panel = keys + j * width;
-  for (std::int64_t c = 0; c < width; c += query_part, queries += strip * query_part, panel += query_part * lanes) {
-    multiply_add<vectors>(queries, panel, width * lanes, width - c < query_part ? width - c : query_part, fetches, sum);
+  for (std::int64_t c = 0; c < width; c += query_part) {
+    multiply_add<vectors>(queries + c * strip, keys + j * width + c * lanes, width * lanes,
+                          width - c < query_part ? width - c : query_part, fetches, sum);
   }
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {

@@ -24,7 +24,7 @@ class TileSource {
   /// Takes positions [first, end) of one tile. `of` must stay until they are packed. It does not throw.
   void list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end);
 
-  /// The next `rows` of them, as far as there are so many, for somebody to ask memory for.
+  /// The next `rows` of them, as far as there are so many, for somebody to ask memory for before the next list().
   RowsAhead fetch(std::int64_t rows);
   /// Packs those asked for, of keys whole vectors until all are asked for; answers which.
   abi::KeyRange pack(float* panels);

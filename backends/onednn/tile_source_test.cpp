@@ -98,6 +98,12 @@ class World {
 
   [[nodiscard]] const KvRows& rows() const { return *rows_; }
 
+  [[nodiscard]] std::int64_t past() const { return past_; }
+  /// Of the row at that position, as it is stored.
+  [[nodiscard]] std::int64_t element_bytes(std::int64_t position) const {
+    return position < past_ ? kind_.cached.bits / 8 : std::int64_t{sizeof(float)};
+  }
+
   [[nodiscard]] float at(std::int64_t position, std::int64_t head, std::int64_t c) const {
     if (position >= past_) return fresh_.floats(1, position - past_, head)[c * kind_.new_channel];
     const abi::Slot slot = abi::Slots(problem_, cache_)(1, position);
@@ -132,6 +138,16 @@ void check_tile(const World& world, const TileKernels& kernels, TileSource::Pane
   for (std::int64_t asked = range.begin; asked < range.end; asked += portion) {
     const RowsAhead ahead = source.fetch(portion);
     REQUIRE(ahead.count == std::min(portion, range.end - asked));
+    for (std::int64_t i = 0; i < ahead.count; ++i) {
+      const std::int64_t bytes = width * world.element_bytes(asked + i);
+      REQUIRE(ahead.bytes >= bytes);
+      if (asked + ahead.count <= world.past() || asked >= world.past()) REQUIRE(ahead.bytes == bytes);
+      if (bytes == width * 4) {
+        float first = 0;
+        std::memcpy(&first, ahead.row[i], sizeof first);
+        REQUIRE(first == world.at(asked + i, head, 0));
+      }
+    }
     const abi::KeyRange some = source.pack(panels.data());
     REQUIRE(some.begin == packed);
     packed = some.end;

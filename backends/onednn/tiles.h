@@ -2,8 +2,9 @@
 // The small matrix products of attention over many queries, and the softmax between them: an online softmax's step for
 // one strip of query rows and one tile of keys.
 //
-// Compiled once for each instruction set, like rows.h's, from tile_kernel.h. Operands are panels: of each of a matrix's
-// rows one vector of `lanes` floats, one after the other, so that a product reads memory in order.
+// Compiled once for each instruction set, like rows.h's, from tile_kernel.h. Keys and values come in panels: of each of
+// a matrix's rows one vector of `lanes` floats, one after the other, so that a product reads memory in order. Of
+// queries and weights one element at a time goes into every lane; they stay in rows.
 #pragma once
 
 #include <cstdint>
@@ -41,13 +42,13 @@ struct Ahead {
 /// more.
 constexpr std::int64_t query_part = tile_keys;
 
-/// Keys [begin, end) of a tile.
+/// Keys [begin, end) of a tile, one at least.
 struct TileRange {
   std::int64_t begin, end;
 };
 
-/// The state of a strip's online softmax, by row. Scores may lack the factor `scale`, which is the same for all tiles:
-/// no product of two scores' difference with it overflows that should not, and the largest score's weight is 1.
+/// The state of a strip's online softmax, by row. Scores may lack the factor `scale`, which is the same for all tiles,
+/// so that the largest one's weight is 1 however a product is rounded.
 struct StripSoftmax {
   alignas(64) float largest[most_strip_rows];  ///< Score so far, or the sink's; -infinity: none.
   alignas(64) float sum[most_strip_rows];      ///< Of exp(scale * (score - largest)), the sink's 1 included.
@@ -72,9 +73,10 @@ struct TileKernels {
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, const Ahead& ahead,
                    float* scores);
 
-  /// Turns scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in `range`.
-  /// Null: all rows see all of it. `scale` > 0. -infinity is masked. A weight of exp(x) is within 2 + 3 |x| units in
-  /// the last place of the true one: two for the exponential, and what three roundings of x make of it.
+  /// Turns scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in `range` and
+  /// in the vectors at its ends. Null: all rows see all of it. -infinity is masked. `scale` is 1, or so far from 0 and
+  /// from infinity that neither it times 2 nor a difference of scores overflows. A weight of exp(x) is within 2 + 4 |x|
+  /// units in the last place of the true one: two for the exponential, and what the roundings of x make of it.
   void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows

@@ -128,17 +128,18 @@ TEST_CASE("a blend multiplies what is there and adds the weighted values of its 
         std::vector<float> panels = floats(tile_keys * wide, poison), scales = floats(count, 0);
         std::generate(scales.begin(), scales.end(), number);
         kernels.pack(values.block(0, count), scales.data(), range.begin, tile_keys, panels.data());
-        std::vector<float> weights = floats(kernels.strip * tile_keys, poison), factor = floats(kernels.strip, 0.25f);
+        std::vector<float> weights = floats(kernels.strip * tile_keys, poison), factor = floats(kernels.strip, 0);
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           std::generate_n(weights.begin() + r * tile_keys + range.begin, count, number);
         }
+        std::generate(factor.begin(), factor.end(), number);
         std::vector<float> blended = floats(kernels.strip * wide, 2.0f);
         kernels.blend(weights.data(), factor.data(), panels.data(), width, range, far_ahead, blended.data());
         kernels.divide(blended.data(), width, 4);
         bool right = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           for (std::int64_t c = 0; c < width; ++c) {
-            double sum = 0.5, size = 0.5;
+            double sum = 2 * static_cast<double>(factor[static_cast<std::size_t>(r)]), size = std::abs(sum);
             for (std::int64_t j = 0; j < count; ++j) {
               const float weight = weights[static_cast<std::size_t>(r * tile_keys + range.begin + j)];
               const double term = static_cast<double>(weight) *
@@ -248,33 +249,62 @@ TEST_CASE("a row has the same bits wherever it stands in a strip and whatever it
   }
 }
 
-TEST_CASE("weights are as good as their exponents' rounding lets them be, subnormal ones too, and 0 below them") {
+TEST_CASE("weights are as good as the roundings of their exponents let them be, and 0 below the least number") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
-    double worst = 0;
-    bool zeros = true;
-    for (std::int64_t step = 0; step < 140; ++step) {
-      // Below the first key's, whose weight is 1.
-      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
-      for (std::int64_t j = 1; j < tile_keys; ++j) {
-        scores[static_cast<std::size_t>(j)] = -static_cast<float>(step) - (number() + 1) / 2;
+    for (const float scale : {1.0f, 0.0884f, 1234.5f}) {
+      double worst = 0;
+      bool zeros = true;
+      for (std::int64_t step = 0; step < 140; ++step) {
+        // Below the first key's, whose weight is 1.
+        std::vector<float> scores = floats(kernels.strip * tile_keys, 1 / scale);
+        for (std::int64_t j = 1; j < tile_keys; ++j) {
+          scores[static_cast<std::size_t>(j)] -= (static_cast<float>(step) + (number() + 1) / 2) / scale;
+        }
+        const std::vector<float> before = scores;
+        StripSoftmax softmax = fresh();
+        kernels.weigh(scores.data(), nullptr, {0, tile_keys}, scale, softmax);
+        CHECK(scores[0] == 1);
+        for (std::int64_t j = 1; j < tile_keys; ++j) {
+          const auto i = static_cast<std::size_t>(j);
+          const double logit =
+              (static_cast<double>(before[i]) - static_cast<double>(before[0])) * static_cast<double>(scale);
+          const double wanted = std::exp(logit);
+          const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
+          worst = std::max(worst, std::abs(static_cast<double>(scores[i]) - wanted) / unit / (2 - 4 * logit));
+          zeros = zeros && (logit > -105 || scores[i] == 0);
+        }
       }
-      const std::vector<float> logits = scores;
-      StripSoftmax softmax = fresh();
-      kernels.weigh(scores.data(), nullptr, {0, tile_keys}, 1, softmax);
-      CHECK(scores[0] == 1);
-      for (std::int64_t j = 1; j < tile_keys; ++j) {
-        const auto i = static_cast<std::size_t>(j);
-        const double wanted = std::exp(static_cast<double>(logits[i]));
-        const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
-        const double allowed = 2 - 3 * static_cast<double>(logits[i]);
-        worst = std::max(worst, std::abs(static_cast<double>(scores[i]) - wanted) / unit / allowed);
-        zeros = zeros && (logits[i] > -105 || scores[i] == 0);
+      INFO(each->name << ", scale " << scale << ": " << worst << " of what is allowed");
+      CHECK(worst <= 1);
+      CHECK(zeros);
+    }
+  }
+}
+
+TEST_CASE("rows that all see a part of a tile have the same bits whether that is said of each or of all") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const TileRange range : {TileRange{0, 37}, {5, 128}, {17, 18}}) {
+      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
+      std::generate(scores.begin(), scores.end(), number);
+      std::vector<float> others = scores;
+      TileRange seen[most_strip_rows];
+      std::fill(std::begin(seen), std::end(seen), range);
+      StripSoftmax one = fresh(), other = fresh();
+      kernels.weigh(scores.data(), nullptr, range, 2, one);
+      kernels.weigh(others.data(), seen, range, 2, other);
+      CHECK(scores == others);
+      for (std::int64_t r = 0; r < kernels.strip; ++r) {
+        CHECK(one.sum[r] == other.sum[r]);
+        CHECK(one.largest[r] == other.largest[r]);
+        double sum = 0;
+        for (std::int64_t j = range.begin; j < range.end; ++j) {
+          sum += static_cast<double>(scores[static_cast<std::size_t>(r * tile_keys + j)]);
+        }
+        CHECK(near(one.sum[r], sum, sum));
       }
     }
-    INFO(each->name << ": " << worst << " of what is allowed");
-    CHECK(worst <= 1);
-    CHECK(zeros);
   }
 }
 
