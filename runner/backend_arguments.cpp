@@ -51,6 +51,16 @@ std::string shell_quoted(const std::string& word) {
   return quoted + "'";
 }
 
+/// "NAME,a=b" is how `bench` is told, which may have several backends.
+void refuse_options_in_name(const std::string& given) {
+  const size_t comma = given.find(',');
+  if (comma == std::string::npos || given.find('=', comma) == std::string::npos || fs::exists(given)) return;
+  std::string options = given.substr(comma);
+  for (size_t at = 0; (at = options.find(',', at)) != std::string::npos;) options.replace(at, 1, " --option ");
+  throw Error::at("--backend", "got \"{}\", wanted a name or a path, and its options apart: --backend {}{}", given,
+                  given.substr(0, comma), options);
+}
+
 // PyTorch is imported when a worker opens; on a cold disk that takes longer than a call may.
 constexpr std::chrono::milliseconds kPythonOpens{60000};
 
@@ -99,6 +109,7 @@ BackendChoice choose_backend(const BackendArguments& arguments) {
   if (!arguments.python.empty()) {
     choose_function(arguments.python, choice);
   } else {
+    refuse_options_in_name(arguments.backend);
     choice.worker.command = {find_worker().string()};
     choice.library = find_backend(arguments.backend);
   }

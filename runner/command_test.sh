@@ -75,6 +75,7 @@ refused "no such case" certify --backend template --filter "no such case"
 refused "wanted one of: core" certify --backend template --profile nonsense
 refused "is no case" certify --backend template --case no_cache/nonsense
 refused "wanted name=value" certify --backend template --option nonsense
+refused "apart: --backend template --option threads=2 --option rows=AVX2" certify --backend template,threads=2,rows=AVX2
 refused "option" certify --backend template --option nonsense=1 --case "$one_case"
 refused "--jobs" certify --backend template --jobs 0
 refused "is no suite" --suite /nonexistent cases list
