@@ -140,11 +140,7 @@ void Attention::list(const Step& step, const Task& task, std::int64_t at, Worksp
 /// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, if
 /// any: its first tile is there then.
 const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const {
-  const std::int64_t b = task.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
-  for (std::int64_t r = 0; r < task.count; ++r) {
-    const std::int64_t query = (task.first + r) / group_, head = task.kv_head * group_ + (task.first + r) % group_;
-    space.rows[static_cast<std::size_t>(r)] = {query, head, abi::visible_keys(problem_, query, queries, total)};
-  }
+  for (std::int64_t r = 0; r < task.count; ++r) space.rows[static_cast<std::size_t>(r)] = row_of(step, task, r);
   for (const KvRows* const of : {&step.key, &step.value}) {  // What it does not see.
     append(*of, task, task.appended.begin, task.seen.begin);
     append(*of, task, task.seen.end, task.appended.end);
@@ -152,12 +148,11 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
   // A strip goes through the tiles from its first row's first key on to its last row's last one; without any key
   // through one that it does not see, for its results are zeros. No strip begins or ends before the one before it.
   const std::int64_t strips = parts_of(task.count, kernels_.strip);
-  const auto first_tile = [&](std::int64_t s) {
-    return strip_of(task, s, space).rows[0].seen.begin / tile_keys * tile_keys;
-  };
+  const Row* const rows = space.rows.data();
+  const auto first_tile = [&](std::int64_t s) { return rows[s * kernels_.strip].seen.begin / tile_keys * tile_keys; };
   const auto last_tile = [&](std::int64_t s) {
-    const Strip strip = strip_of(task, s, space);
-    return std::max(first_tile(s), (strip.rows[strip.count - 1].seen.end - 1) / tile_keys * tile_keys);
+    const Row& row = rows[std::min((s + 1) * kernels_.strip, task.count) - 1];
+    return std::max(first_tile(s), (row.seen.end - 1) / tile_keys * tile_keys);
   };
   const Task* coming = &task;  // Whose tile comes in.
   std::int64_t begun = 0, done = 0;
@@ -186,6 +181,13 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
   return coming;
 }
 
+/// A task's row number r.
+Attention::Row Attention::row_of(const Step& step, const Task& task, std::int64_t r) const {
+  const std::int64_t b = task.sequence, query = (task.first + r) / group_;
+  return {query, task.kv_head * group_ + (task.first + r) % group_,
+          abi::visible_keys(problem_, query, step.extents.queries[b], step.extents.total(b))};
+}
+
 /// A task's strip number s.
 Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, Workspace& space) const {
   const std::int64_t from = s * kernels_.strip;
@@ -197,9 +199,8 @@ Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, Workspace
 RowsAhead Attention::queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const {
   const std::int64_t from = s * kernels_.strip, count = std::min(kernels_.strip, task.count - from);
   for (std::int64_t r = 0; r < count; ++r) {
-    const std::int64_t row = task.first + from + r;
-    space.soon[r] = reinterpret_cast<const char*>(
-        step.query.floats(task.sequence, row / group_, task.kv_head * group_ + row % group_));
+    const Row row = row_of(step, task, from + r);
+    space.soon[r] = reinterpret_cast<const char*>(step.query.floats(task.sequence, row.query, row.head));
   }
   return {space.soon, count, qk_dim_ * std::int64_t{sizeof(float)}};
 }

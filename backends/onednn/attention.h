@@ -82,6 +82,7 @@ class Attention {
   void lay_out(Workspace& space, std::int64_t rows) const;
   void list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const;
   const Task* attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const;
+  [[nodiscard]] Row row_of(const Step& step, const Task& task, std::int64_t r) const;
   [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, Workspace& space) const;
   [[nodiscard]] std::int64_t strip_queries() const;
   RowsAhead queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const;

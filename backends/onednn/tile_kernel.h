@@ -242,9 +242,15 @@ void blend_strip(const float* weights, const float* factor, const float* values,
 // ---------------------------------------------------------------------------------------------------------------------
 // The softmax
 
-/// Over keys [begin, end), multiples of a vector.
-inline void weigh_rows(float* scores, std::int64_t begin, std::int64_t end, float scale, StripSoftmax& softmax) {
+void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
   constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
+  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
+  for (std::int64_t r = 0; r < strip; ++r) {
+    const TileRange its = seen != nullptr ? seen[r] : range;
+    float* const row_scores = scores + r * tile_keys;
+    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = minus_infinity;
+    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = minus_infinity;
+  }
   Floats row[lanes];
   for (std::int64_t r = 0; r < strip; ++r) {
     const float* const row_scores = scores + r * tile_keys;
@@ -276,21 +282,6 @@ inline void weigh_rows(float* scores, std::int64_t begin, std::int64_t end, floa
   store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
   store_floats(largest, softmax.largest);
   store_floats(factor, softmax.factor);
-}
-
-void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
-  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
-  if (seen == nullptr && range.begin == 0 && range.end == tile_keys) {
-    weigh_rows(scores, 0, tile_keys, scale, softmax);
-    return;
-  }
-  for (std::int64_t r = 0; r < strip; ++r) {
-    const TileRange its = seen != nullptr ? seen[r] : range;
-    float* const row_scores = scores + r * tile_keys;
-    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = -__builtin_inff();
-    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = -__builtin_inff();
-  }
-  weigh_rows(scores, begin, end, scale, softmax);
 }
 
 void divide(float* row, std::int64_t width, float divisor) {
