@@ -117,8 +117,7 @@ RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk, std::int64_t fr
 }
 
 /// Calls visit(rows, at) for blocks of a chunk's rows: of all its heads, from its key `at` on, of one storage. Memory
-/// is fetched in its own order; behind the last row comes `then`. But where one query reads the rows of one head, and
-/// these are one stream, the machine is quicker by itself.
+/// is fetched in its own order; behind the last row comes `then`.
 template <class Visit>
 void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, const RowRun& then,
                              Visit&& visit) {
@@ -127,19 +126,14 @@ void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& 
     const RowRun run = next;
     next = from + run.count < chunk.end ? run_at(of, chunk, from + run.count) : then;
     const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    const bool stream = chunk.rows == 1 && chunk.heads == 1 && run.row_bytes == bytes;
     const std::int64_t unit = read_in_turn(run.storage, chunk.rows) ? 1 : rows_ahead;
     const std::int64_t units = std::max<std::int64_t>(1, bytes_ahead / (chunk.heads * bytes * unit));
     const std::int64_t last = std::min(run.count, units * unit);
     const auto visit_rows = [&](std::int64_t row, std::int64_t count, const RowRun& ahead, std::int64_t row_ahead) {
       if (count == 0) return;
-      RowBlock block{run.storage,   run.data + row * run.row_bytes, run.row_bytes, count, width, chunk.heads,
-                     run.head_bytes};
-      if (!stream) {
-        block.ahead = ahead.data + row_ahead * ahead.row_bytes;
-        block.ahead_stride = ahead.row_bytes, block.ahead_head_stride = ahead.head_bytes;
-      }
-      visit(block, from + row - chunk.first);
+      visit(RowBlock{run.storage, run.data + row * run.row_bytes, run.row_bytes, count, width, chunk.heads,
+                     run.head_bytes, ahead.data + row_ahead * ahead.row_bytes, ahead.row_bytes, ahead.head_bytes},
+            from + row - chunk.first);
     };
     // The last rows of a run fetch the first ones of the next.
     visit_rows(0, run.count - last, run, last);

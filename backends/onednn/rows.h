@@ -16,8 +16,7 @@ struct TileKernels;
 
 /// Rows of `width` adjacent elements: row j of head h at first + j * stride + h * head_stride (in bytes). While it is
 /// worked on, as many bytes from ahead + j * ahead_stride + h * ahead_head_stride on are fetched into the cache: what
-/// will be read soon. They are not read, so `ahead` may point anywhere. Null, and its strides 0: nothing is fetched,
-/// because the machine does that better by itself.
+/// will be read soon. They are not read, so `ahead` may point anywhere. Null, and its strides 0: nothing is fetched.
 struct RowBlock {
   abi::Storage storage;
   const char* first;
