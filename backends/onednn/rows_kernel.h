@@ -325,21 +325,16 @@ class Fetching {
   std::int64_t apart_, step_ = 64;
 };
 
-/// Calls visit(tokens, heads, row, ahead, j, h) for so many rows at a time, from row j of head h on: constants that are
-/// the given ones or, for what is left over, 1. All heads of a token come before the next token.
-template <int tokens, int heads, class Visit>
+/// Calls visit(tokens, row, ahead, j, h) for so many rows of head h at a time, from row j on: a constant that is the
+/// given one or, for what is left over, 1. All heads of a token come before the next token.
+template <int tokens, class Visit>
 ATTEST_INLINE inline void each_row(const RowBlock& block, const Visit& visit) {
   const auto all_heads = [&](auto t, std::int64_t j) ATTEST_INLINE {
     const char* row = block.first + j * block.stride;
     const char* ahead = block.ahead + j * block.ahead_stride;
-    std::int64_t h = 0;
-    const auto take = [&](auto n) ATTEST_INLINE {
-      for (; h + n <= block.heads; h += n, row += n * block.head_stride, ahead += n * block.ahead_head_stride) {
-        visit(t, n, row, ahead, j, h);
-      }
-    };
-    take(Known<heads>{});
-    if constexpr (heads > 1) take(Known<1>{});
+    for (std::int64_t h = 0; h < block.heads; ++h, row += block.head_stride, ahead += block.ahead_head_stride) {
+      visit(t, row, ahead, j, h);
+    }
   };
   std::int64_t j = 0;
   for (; j + tokens <= block.count; j += tokens) all_heads(Known<tokens>{}, j);
@@ -406,10 +401,9 @@ ATTEST_INLINE inline void anchor(Element*& pointer) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The products
 
-/// products[n / queries * apart + n % queries * leading] = the sum of vector n.
+/// products[n / queries + n % queries * leading] = the sum of vector n.
 template <int queries, int count>
-ATTEST_INLINE inline void write_sums(const Floats (&sums)[count], float* products, std::int64_t leading,
-                                     std::int64_t apart) {
+ATTEST_INLINE inline void write_sums(const Floats (&sums)[count], float* products, std::int64_t leading) {
 #pragma GCC unroll 4
   for (int n = 0; n < count; n += 4) {
     Floats four[4] = {};
@@ -417,7 +411,7 @@ ATTEST_INLINE inline void write_sums(const Floats (&sums)[count], float* product
     const Four totals = sums_of(four);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      if (n + k < count) products[(n + k) / queries * apart + (n + k) % queries * leading] = totals[k];
+      if (n + k < count) products[(n + k) / queries + (n + k) % queries * leading] = totals[k];
     }
   }
 }
@@ -439,47 +433,33 @@ ATTEST_INLINE inline void write_beside(const Floats (&sums)[tokens * queries], f
     return;
   }
 #endif
-  write_sums<queries>(sums, products, leading, 1);
+  write_sums<queries>(sums, products, leading);
 }
 
 template <Storage storage, int queries, int known_width>
 void multiply_in_turn(const RowBlock& keys, const float* query, float* products, std::int64_t leading) {
   const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
-  const auto take = [&](auto tokens, auto heads, const char* row, const char* ahead, std::int64_t j,
-                        std::int64_t h) ATTEST_INLINE {
-    constexpr int rows = tokens * heads;
-    Floats sums[rows * queries];
+  const auto take = [&](auto, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
+    const float* own = query + h * queries * apart;
+    anchor(row);
+    anchor(own);
+    // In two sums: else each product would wait for the one before.
+    Floats sum[2][queries] = {}, sums[queries];
+    each_vector<storage, known_width>(width, [&](std::int64_t c, auto odd, const auto& key_of) ATTEST_INLINE {
+      if (keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
+        __builtin_prefetch(ahead + c * element_bytes<storage>, 0, 3);
+      }
+      const Floats key = key_of(row);
 #pragma GCC unroll 4
-    for (int i = 0; i < rows; ++i) {
-      const char* const own_ahead = ahead + i * (tokens > 1 ? keys.ahead_stride : keys.ahead_head_stride);
-      const char* from = row + i * (tokens > 1 ? keys.stride : keys.head_stride);
-      const float* own = query + (h + (tokens > 1 ? 0 : i)) * queries * apart;
-      anchor(from);
-      anchor(own);
-      // In two sums: else each product would wait for the one before.
-      Floats sum[2][queries] = {};
-      each_vector<storage, known_width>(width, [&](std::int64_t c, auto odd, const auto& key_of) ATTEST_INLINE {
-        if (keys.ahead != nullptr && c * element_bytes<storage> % 64 == 0) {
-          __builtin_prefetch(own_ahead + c * element_bytes<storage>, 0, 3);
-        }
-        const Floats key = key_of(from);
+      for (int r = 0; r < queries; ++r) {
+        sum[odd][r] = add_product(sum[odd][r], key, load_floats(own + r * apart + c));
+      }
+    });
 #pragma GCC unroll 4
-        for (int r = 0; r < queries; ++r) {
-          sum[odd][r] = add_product(sum[odd][r], key, load_floats(own + r * apart + c));
-        }
-      });
-#pragma GCC unroll 4
-      for (int r = 0; r < queries; ++r) sums[i * queries + r] = sum[0][r] + sum[1][r];
-    }
-    write_sums<queries>(sums, products + h * queries * leading + j, leading, tokens > 1 ? 1 : queries * leading);
+    for (int r = 0; r < queries; ++r) sums[r] = sum[0][r] + sum[1][r];
+    write_sums<queries>(sums, products + h * queries * leading + j, leading);
   };
-  // The sums of four rows and queries leave the registers together.
-  constexpr int together = queries == 1 ? 4 : queries == 2 ? 2 : 1;
-  if (keys.heads == 1) {
-    each_row<together, 1>(keys, take);
-  } else {
-    each_row<1, together>(keys, take);
-  }
+  each_row<1>(keys, take);
 }
 
 template <Storage storage, int known_width, Fetched fetched>
@@ -488,8 +468,7 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
   const std::int64_t width = known_width != 0 ? known_width : keys.width, apart = padded(width);
   // A row of unknown width may be long: then not at once even where that is said.
   constexpr bool little_by_little = fetched != Fetched::at_once || known_width == 0;
-  const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
-                        std::int64_t h) ATTEST_INLINE {
+  const auto take = [&](auto some, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
     constexpr int share = fetched == Fetched::by_two_groups && some % 2 == 0 ? some / 2 : some;
     Fetching<share> fetching(keys, ahead, h, width * element_bytes<storage>, some, 0);
     if (!little_by_little) fetch_beside<some>(keys, ahead, h, width * element_bytes<storage>);
@@ -523,7 +502,7 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       write_beside<tokens, taken>(sums, products + (h * queries + r) * leading + j, leading);
     });
   };
-  each_row<side_by_side<storage, fetched>, 1>(keys, take);
+  each_row<side_by_side<storage, fetched>>(keys, take);
 }
 
 template <Storage storage>
@@ -544,7 +523,7 @@ void multiply_all(const RowBlock& keys, const float* query, std::int64_t queries
 template <Storage storage, int queries, int known_width>
 void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t leading, float* blended) {
   const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
-  const auto take = [&](auto, auto, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
+  const auto take = [&](auto, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
     const float* const own_weights = weights + h * queries * leading + j;
     float* own = blended + h * queries * apart;
     anchor(row);
@@ -564,15 +543,14 @@ void blend_in_turn(const RowBlock& values, const float* weights, std::int64_t le
       }
     });
   };
-  each_row<1, 1>(values, take);
+  each_row<1>(values, take);
 }
 
 template <Storage storage, int known_width, Fetched fetched>
 void blend_beside(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                   float* blended) {
   const std::int64_t width = known_width != 0 ? known_width : values.width, apart = padded(width);
-  const auto take = [&](auto some, auto, const char* row, const char* ahead, std::int64_t j,
-                        std::int64_t h) ATTEST_INLINE {
+  const auto take = [&](auto some, const char* row, const char* ahead, std::int64_t j, std::int64_t h) ATTEST_INLINE {
     constexpr int share = fetched == Fetched::by_two_groups && some % 2 == 0 ? some / 2 : some;
     Fetching<share> fetching(values, ahead, h, width * element_bytes<storage>, some, 0);
     if (fetched == Fetched::at_once) fetch_beside<some>(values, ahead, h, width * element_bytes<storage>);
@@ -610,7 +588,7 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
       });
     });
   };
-  each_row<side_by_side<storage, fetched>, 1>(values, take);
+  each_row<side_by_side<storage, fetched>>(values, take);
 }
 
 template <Storage storage>
