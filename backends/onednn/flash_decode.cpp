@@ -153,7 +153,7 @@ void FlashDecode::run(const AttentionStep& step) {
     const std::int64_t taken = chunk.heads * chunk.rows, leading = leading_of(chunk);
     floats = std::max(floats, taken * (padded(qk_dim_) + leading) + leading);
   }
-  for (const Whole& whole : wholes_) floats = std::max(floats, padded(whole.count) + padded(v_dim_));
+  for (const Whole& whole : wholes_) floats = std::max(floats, padded(whole.count + 1) + padded(v_dim_));
   const auto chunks = static_cast<std::int64_t>(chunks_.size());
   const int threads =
       static_cast<int>(std::min<std::int64_t>(chunks, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
@@ -230,34 +230,30 @@ void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* pr
     std::fill(row, row + before, 0.0f);
     const LogitRow logits{b, head, i, total - queries + i, begin, end - begin};
     if (!factor) logits_.finish(logits, step.mask, row + before, space);
-    const RowSum seen = kernels_.exponentials(row + before, end - begin, factor.value_or(1), minus_infinity);
+    parts_[static_cast<std::size_t>(chunk.place + r)] =
+        kernels_.exponentials(row + before, end - begin, factor.value_or(1));
     std::fill(row + (end - chunk.first), row + (chunk.end - chunk.first), 0.0f);
-    parts_[static_cast<std::size_t>(chunk.place + r)] = {seen.largest, seen.sum};
   }
 }
 
 /// Joins the parts of a sequence and KV head (clause E2), in the order of their keys.
 void FlashDecode::join(const AttentionStep& step, const Whole& whole, Scratch& space) {
   float* const factors = space.get(0);
-  float* const row = factors + padded(whole.count);
-  const auto part = [&](std::int64_t n, std::int64_t r) -> const Part& {
+  float* const row = factors + padded(whole.count + 1);
+  const auto part = [&](std::int64_t n, std::int64_t r) -> const RowSum& {
     return parts_[static_cast<std::size_t>(whole.place + n * whole.apart + r)];
   };
   for (std::int64_t r = 0; r < whole.rows; ++r) {
     const std::int64_t i = r / group_, head = whole.kv_head * group_ + r % group_;
-    float largest = sinks_ ? (*sinks_)(head) : minus_infinity;
-    for (std::int64_t n = 0; n < whole.count; ++n) largest = std::max(largest, part(n, r).largest);
-    const bool finite = largest > minus_infinity;
-    const auto share = [&](float logit) { return finite ? std::exp(static_cast<double>(logit - largest)) : 0; };
-    double sum = sinks_ ? share((*sinks_)(head)) : 0;
-    for (std::int64_t n = 0; n < whole.count; ++n) {
-      const double its = share(part(n, r).largest);
-      sum += part(n, r).sum * its;
-      factors[n] = static_cast<float>(its);
-    }
+    // A part counts as its largest logit does, and a sink as a part whose sum is 1.
+    for (std::int64_t n = 0; n < whole.count; ++n) factors[n] = part(n, r).largest;
+    if (sinks_) factors[whole.count] = (*sinks_)(head);
+    const float largest = kernels_.exponentials(factors, whole.count + (sinks_ ? 1 : 0), 1).largest;
+    double sum = sinks_ ? static_cast<double>(factors[whole.count]) : 0;
+    for (std::int64_t n = 0; n < whole.count; ++n) sum += static_cast<double>(part(n, r).sum * factors[n]);
     std::fill(row, row + padded(v_dim_), 0.0f);
     if (sum != 0) {
-      for (std::int64_t n = 0; n < whole.count; ++n) factors[n] = static_cast<float>(factors[n] / sum);
+      for (std::int64_t n = 0; n < whole.count; ++n) factors[n] /= static_cast<float>(sum);
       const float* const first = blended_.get(0) + (whole.place + r) * padded(v_dim_);
       const RowBlock parts{Storage::f32, reinterpret_cast<const char*>(first),
                            whole.apart * padded(v_dim_) * static_cast<std::int64_t>(sizeof(float)), whole.count,

@@ -39,11 +39,6 @@ class FlashDecode {
     std::int64_t sequence, kv_head, rows, place, count, apart;
     std::int64_t left;  ///< Parts still to come: who brings the last one joins them.
   };
-  /// One row's result over one chunk, but for its blend.
-  struct Part {
-    float largest;  ///< Logit; -infinity where the row sees nothing.
-    double sum;     ///< Of exp(logit - largest).
-  };
   std::int64_t cut(const AttentionStep& step);
   [[nodiscard]] std::int64_t heads_at_once(bool adjacent, std::int64_t tasks, std::int64_t rows) const;
   /// Floats from one row of a chunk's products to the next.
@@ -65,7 +60,7 @@ class FlashDecode {
   std::optional<abi::View<const float, 1>> sinks_;
   std::vector<Chunk> chunks_;
   std::vector<Whole> wholes_;
-  std::vector<Part> parts_;
+  std::vector<RowSum> parts_;    ///< One row's result over one chunk, but for its blend.
   Scratch blended_;              ///< The parts' sums of weighted values, padded(v_dim_) floats each.
   std::vector<Scratch> spaces_;  ///< One a thread.
 };

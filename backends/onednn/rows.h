@@ -47,8 +47,8 @@ constexpr std::int64_t padded(std::int64_t width) {
 }
 
 struct RowSum {
-  float largest;  ///< The largest scaled logit or `at_least`; -infinity for a row that sees nothing, without that.
-  double sum;     ///< Of the exponentials.
+  float largest;  ///< Logit; -infinity for a row that sees nothing.
+  float sum;      ///< Of the weights.
 };
 
 /// Each head of a block has `queries` query rows, products and blends of its own, one head's behind the other's. A
@@ -65,10 +65,11 @@ struct RowKernels {
   void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                 float* blended);
 
-  /// Turns logits into weights: row[j] = exp(scale * row[j] - largest). A logit of -infinity is masked: its weight is
-  /// 0. The exponentials are within 2 units in the last place of the true ones, subnormals included. May write up to
+  /// Turns scores into weights: row[j] = exp(scale * row[j] - largest), where scale * row[j] is the logit. One of
+  /// -infinity is masked: its weight is 0. A weight of exp(x) is within 2 + 4 |x| units in the last place of the true
+  /// one, subnormals included: two for the exponential, and what the roundings of x make of it. May write up to
   /// row_padding - 1 more zeros.
-  RowSum (*exponentials)(float* row, std::int64_t count, float scale, float at_least);
+  RowSum (*exponentials)(float* row, std::int64_t count, float scale);
 
   const TileKernels* tiles;  ///< For many queries.
 };

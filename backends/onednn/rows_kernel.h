@@ -670,58 +670,50 @@ inline Floats exponential_of_two(Floats x) {
   return power_of_two({shifted, x - (shifted - to_multiple)});
 }
 
-/// exp(x) for x <= 0. ln 2 is split so that a multiple times its first part is exact.
-inline Floats exponential(Floats x) {
-  constexpr float log2_of_e = 1.44269504088896341f;
-  x = larger(Floats{} - 104.0f, x);  // exp(-104) rounds to 0.
-  const Floats shifted = x * log2_of_e + to_multiple, multiple = shifted - to_multiple;
-  const Floats rest = (x - multiple * 0.693359375f) - multiple * -2.12194440e-4f;
-  return power_of_two({shifted, rest * log2_of_e});
+/// Lane i with the bit `distance`, and the other way round.
+template <int distance, int... lane>
+inline Floats swapped(Floats v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (lane ^ distance)...);
 }
 
-/// In two chains, so that one step need not wait for the one before.
-RowSum exponentials(float* row, std::int64_t count, float scale, float at_least) {
-  constexpr float minus_infinity = -__builtin_inff();
-  const std::int64_t full = count / lanes * lanes, end = (count + lanes - 1) / lanes * lanes;
-  for (std::int64_t i = full; i < count; ++i) row[i] *= scale;
+/// What `operation` makes of all lanes.
+template <int distance = lanes / 2, class Operation>
+inline float across(Floats v, const Operation& operation) {
+  if constexpr (distance > 0) {
+    const Floats other = swapped<distance>(v, std::make_integer_sequence<int, lanes>());
+    return across<distance / 2>(operation(v, other), operation);
+  } else {
+    return v[0];
+  }
+}
+
+/// In two chains each, so that one step need not wait for the one before.
+RowSum exponentials(float* row, std::int64_t count, float scale) {
+  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f, extreme = 0x1p40f;
+  const std::int64_t end = (count + lanes - 1) / lanes * lanes;
   for (std::int64_t i = count; i < end; ++i) row[i] = minus_infinity;
-  Floats most[2] = {Floats{} + at_least, Floats{} + at_least};
-  const auto take = [&](std::int64_t j, Floats& into) {
-    const Floats logits = load_floats(row + j) * scale;
-    store_floats(logits, row + j);
-    into = larger(into, logits);
-  };
+  if (!(scale >= 1 / extreme && scale <= extreme)) {  // Differences could overflow that do not when they are scaled.
+    for (std::int64_t i = 0; i < count; ++i) row[i] *= scale;
+    scale = 1;
+  }
+  Floats most[2] = {Floats{} + minus_infinity, Floats{} + minus_infinity};
   std::int64_t j = 0;
-  for (; j + 2 * lanes <= full; j += 2 * lanes) take(j, most[0]), take(j + lanes, most[1]);
-  if (j < full) take(j, most[0]);
-  if (full < end) most[0] = larger(most[0], load_floats(row + full));
-  most[0] = larger(most[0], most[1]);
-  float largest = at_least;
-  for (int i = 0; i < lanes; ++i) largest = most[0][i] > largest ? most[0][i] : largest;
-  if (largest == minus_infinity) {  // All are masked, and the difference of two would be NaN; or they are NaN already.
-    double sum = 0;
-    for (std::int64_t i = 0; i < end; ++i) {
-      row[i] = row[i] != row[i] ? row[i] : 0;
-      sum += static_cast<double>(row[i]);
-    }
-    return {largest, sum};
+  for (; j + 2 * lanes <= end; j += 2 * lanes) {
+    for (int u = 0; u < 2; ++u) most[u] = larger(most[u], load_floats(row + j + u * lanes));
   }
+  if (j < end) most[0] = larger(most[0], load_floats(row + j));
+  const float largest = across(larger(most[0], most[1]), larger);
+  // While all is masked, the difference of two infinities would be NaN.
+  const float base = largest == minus_infinity ? 0 : largest, factor = scale * log2_of_e;
   Floats sums[2] = {};
-  for (j = 0; j + 2 * lanes <= end; j += 2 * lanes) {
-    for (int u = 0; u < 2; ++u) {
-      const Floats weights = exponential(load_floats(row + j + u * lanes) - largest);
-      store_floats(weights, row + j + u * lanes);
-      sums[u] += weights;
-    }
-  }
-  if (j < end) {
-    const Floats weights = exponential(load_floats(row + j) - largest);
-    store_floats(weights, row + j);
-    sums[0] += weights;
-  }
-  double sum = 0;
-  for (int i = 0; i < lanes; ++i) sum += static_cast<double>(sums[0][i] + sums[1][i]);
-  return {largest, sum};
+  const auto weigh = [&](std::int64_t at, Floats& sum) {
+    const Floats weights = exponential_of_two((load_floats(row + at) - base) * factor);
+    store_floats(weights, row + at);
+    sum += weights;
+  };
+  for (j = 0; j + 2 * lanes <= end; j += 2 * lanes) weigh(j, sums[0]), weigh(j + lanes, sums[1]);
+  if (j < end) weigh(j, sums[0]);
+  return {largest * scale, across(sums[0] + sums[1], [](Floats a, Floats b) { return a + b; })};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
