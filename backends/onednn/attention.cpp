@@ -42,9 +42,7 @@ Attention::Attention(const attest_problem& problem, int threads, const RowKernel
       kernels_(*kernels.tiles),
       logits_(problem),
       decode_(problem, threads, kernels),
-      spaces_(static_cast<std::size_t>(threads)) {
-  if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
-}
+      spaces_(static_cast<std::size_t>(threads)) {}
 
 /// Lists the tasks, and answers the most rows of one.
 std::int64_t Attention::cut(const Step& step, std::vector<Task>& tasks) const {
@@ -88,7 +86,7 @@ void Attention::run(const Step& step) {
       static_cast<int>(std::min<std::int64_t>(count, threads_for(multiply_adds, static_cast<int>(spaces_.size()))));
   // Memory is taken here, because an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
-  late_scale_ = late_scale(step);
+  late_scale_ = logits_.late_scale(step.mask);
   TaskQueue queue(tasks, static_cast<std::size_t>(threads));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -217,10 +215,9 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
   std::fill(std::begin(softmax.sum), std::end(softmax.sum), 0.0f);
   for (std::int64_t r = 0; r < strip.count; ++r) {
     const Row& row = strip.rows[r];
-    if (sinks_) {
-      softmax.largest[r] = (*sinks_)(row.head) / late_scale_.value_or(1);
-      softmax.sum[r] = 1;
-    }
+    // A sink counts as a key that is already there.
+    softmax.largest[r] = logits_.sink(row.head) / late_scale_.value_or(1);
+    if (softmax.largest[r] != minus_infinity) softmax.sum[r] = 1;
     const float* const query = step.query.floats(task.sequence, row.query, row.head);
     float* to = strip.queries + r * query_part;
     for (std::int64_t c = 0; c < qk_dim_; c += query_part, to += kernels_.strip * query_part) {
@@ -257,19 +254,6 @@ void Attention::attend_tile(const Step& step, const Task& task, std::int64_t til
   } else {
     fetch(ahead.rows);
   }
-}
-
-/// The factor that scores may lack until the softmax, where it alone makes logits of them. Not one so small or large
-/// that scores, their differences or sinks, brought to their measure, could overflow where logits do not.
-std::optional<float> Attention::late_scale(const Step& step) const {
-  constexpr float most = 0x1p40f;
-  const std::optional<float> factor = logits_.only_factor(step.mask);
-  if (!factor || *factor < 1 / most || *factor > most) return std::nullopt;
-  for (std::int64_t h = 0; sinks_ && h < kv_heads_ * group_; ++h) {
-    const float sink = (*sinks_)(h);
-    if (!(sink == minus_infinity || std::abs(sink) <= most)) return std::nullopt;
-  }
-  return factor;
 }
 
 /// Turns the scores of a strip into weights.

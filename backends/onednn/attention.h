@@ -89,7 +89,6 @@ class Attention {
   void take_queries(const Step& step, const Task& task, const Strip& strip) const;
   void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
                    Workspace& space) const;
-  [[nodiscard]] std::optional<float> late_scale(const Step& step) const;
   void weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
              Workspace& space) const;
   void bring_rest(const Step& step, const Task& task, Workspace& space) const;
@@ -103,7 +102,6 @@ class Attention {
   const TileKernels& kernels_;
   Logits logits_;
   FlashDecode decode_;
-  std::optional<abi::View<const float, 1>> sinks_;
   std::optional<float> late_scale_;  ///< Of the step that runs.
   std::vector<Workspace> spaces_;    ///< One a thread.
 };

@@ -53,9 +53,7 @@ FlashDecode::FlashDecode(const attest_problem& problem, int threads, const RowKe
       v_dim_(problem.v_head_dim),
       kernels_(kernels),
       logits_(problem),
-      spaces_(static_cast<std::size_t>(threads)) {
-  if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
-}
+      spaces_(static_cast<std::size_t>(threads)) {}
 
 bool FlashDecode::takes(const AttentionStep& step, std::int64_t b) const {
   const std::int64_t queries = step.extents.queries[b];
@@ -145,6 +143,7 @@ void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& 
 void FlashDecode::run(const AttentionStep& step) {
   const std::int64_t rows = cut(step);
   if (rows == 0) return;
+  late_scale_ = logits_.late_scale(step.mask);
   parts_.resize(static_cast<std::size_t>(rows));
   (void)blended_.get(rows * padded(v_dim_));
   std::int64_t multiply_adds = 0, floats = 0;
@@ -219,7 +218,6 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
 void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space) {
   const std::int64_t b = chunk.sequence, queries = step.extents.queries[b], total = step.extents.total(b);
   const std::int64_t leading = leading_of(chunk);
-  const std::optional<float> factor = logits_.only_factor(step.mask);  // The exponentials multiply by it on their way.
   for (std::int64_t r = 0; r < chunk.heads * chunk.rows; ++r) {
     const std::int64_t i = r % chunk.rows / group_,
                        head = (chunk.kv_head + r / chunk.rows) * group_ + r % chunk.rows % group_;
@@ -229,15 +227,16 @@ void FlashDecode::weigh(const AttentionStep& step, const Chunk& chunk, float* pr
     const std::int64_t end = std::clamp(range.end, begin, chunk.end), before = begin - chunk.first;
     std::fill(row, row + before, 0.0f);
     const LogitRow logits{b, head, i, total - queries + i, begin, end - begin};
-    if (!factor) logits_.finish(logits, step.mask, row + before, space);
+    if (!late_scale_) logits_.finish(logits, step.mask, row + before, space);
     parts_[static_cast<std::size_t>(chunk.place + r)] =
-        kernels_.exponentials(row + before, end - begin, factor.value_or(1));
+        kernels_.exponentials(row + before, end - begin, late_scale_.value_or(1));
     std::fill(row + (end - chunk.first), row + (chunk.end - chunk.first), 0.0f);
   }
 }
 
 /// Joins the parts of a sequence and KV head (clause E2), in the order of their keys.
 void FlashDecode::join(const AttentionStep& step, const Whole& whole, Scratch& space) {
+  const float scale = late_scale_.value_or(1);
   float* const factors = space.get(0);
   float* const row = factors + padded(whole.count + 1);
   const auto part = [&](std::int64_t n, std::int64_t r) -> const RowSum& {
@@ -245,11 +244,11 @@ void FlashDecode::join(const AttentionStep& step, const Whole& whole, Scratch& s
   };
   for (std::int64_t r = 0; r < whole.rows; ++r) {
     const std::int64_t i = r / group_, head = whole.kv_head * group_ + r % group_;
-    // A part counts as its largest logit does, and a sink as a part whose sum is 1.
+    // A part counts as its largest score does, and a sink as a part whose sum is 1.
     for (std::int64_t n = 0; n < whole.count; ++n) factors[n] = part(n, r).largest;
-    if (sinks_) factors[whole.count] = (*sinks_)(head);
-    const float largest = kernels_.exponentials(factors, whole.count + (sinks_ ? 1 : 0), 1).largest;
-    double sum = sinks_ ? static_cast<double>(factors[whole.count]) : 0;
+    factors[whole.count] = logits_.sink(head) / scale;
+    const float largest = kernels_.exponentials(factors, whole.count + 1, scale).largest;
+    double sum = static_cast<double>(factors[whole.count]);
     for (std::int64_t n = 0; n < whole.count; ++n) sum += static_cast<double>(part(n, r).sum * factors[n]);
     std::fill(row, row + padded(v_dim_), 0.0f);
     if (sum != 0) {
@@ -262,7 +261,8 @@ void FlashDecode::join(const AttentionStep& step, const Whole& whole, Scratch& s
     }
     copy_elements(Storage::f32, row, 1, step.output.floats(whole.sequence, i, head), step.output.channel, v_dim_);
     if (step.lse) {
-      step.lse->set(static_cast<float>(static_cast<double>(largest) + std::log(sum)), whole.sequence, i, head, 0);
+      step.lse->set(static_cast<float>(static_cast<double>(largest) * static_cast<double>(scale) + std::log(sum)),
+                    whole.sequence, i, head, 0);
     }
   }
 }

@@ -57,7 +57,7 @@ class FlashDecode {
   std::int64_t group_, qk_dim_, v_dim_;
   const RowKernels& kernels_;
   Logits logits_;
-  std::optional<abi::View<const float, 1>> sinks_;
+  std::optional<float> late_scale_;  ///< Of the step that runs.
   std::vector<Chunk> chunks_;
   std::vector<Whole> wholes_;
   std::vector<RowSum> parts_;    ///< One row's result over one chunk, but for its blend.

@@ -68,10 +68,24 @@ void Mask::add(const LogitRow& row, float* logits, float* space) const {
 }
 
 Logits::Logits(const attest_problem& problem)
-    : scale_(static_cast<float>(problem.scale != 0 ? problem.scale
+    : query_heads_(problem.query_heads),
+      scale_(static_cast<float>(problem.scale != 0 ? problem.scale
                                                    : 1 / std::sqrt(static_cast<double>(problem.qk_head_dim)))),
       softcap_(static_cast<float>(problem.softcap)),
-      slopes_(abi::alibi_slopes(problem)) {}
+      slopes_(abi::alibi_slopes(problem)) {
+  if (problem.sinks != nullptr) sinks_.emplace(*problem.sinks);
+}
+
+std::optional<float> Logits::late_scale(const Mask& mask) const {
+  constexpr float most = 0x1p40f;
+  if (softcap_ != 0 || !slopes_.empty() || !mask.none()) return std::nullopt;
+  if (!(scale_ >= 1 / most && scale_ <= most)) return std::nullopt;
+  for (std::int64_t h = 0; sinks_ && h < query_heads_; ++h) {
+    const float logit = sink(h);
+    if (logit != -std::numeric_limits<float>::infinity() && !(std::abs(logit) <= most)) return std::nullopt;
+  }
+  return scale_;
+}
 
 void Logits::finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const {
   multiply(logits, row.count, scale_);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// From dot products to logits: scale, softcap, ALiBi, mask (clauses A2, A5, B1, M6).
+// From dot products to logits: scale, softcap, ALiBi, mask, and the sinks' (clauses A2, A5, B1, M6, S1).
 #pragma once
 
 #include <attest/backend.hpp>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -33,18 +34,23 @@ class Logits {
  public:
   explicit Logits(const attest_problem& problem);
 
-  /// The factor, above 0, that alone makes logits of dot products; none, where that takes more.
-  [[nodiscard]] std::optional<float> only_factor(const Mask& mask) const {
-    if (softcap_ != 0 || !slopes_.empty() || !mask.none() || !(scale_ > 0)) return std::nullopt;
-    return scale_;
+  /// The factor that dot products may lack until the softmax, where it alone makes logits of them. Not one so small or
+  /// large that they, their differences or sinks, brought to their measure, could overflow where logits do not.
+  [[nodiscard]] std::optional<float> late_scale(const Mask& mask) const;
+
+  /// A query head's; -infinity: it has none.
+  [[nodiscard]] float sink(std::int64_t head) const {
+    return sinks_ ? (*sinks_)(head) : -std::numeric_limits<float>::infinity();
   }
 
   /// Turns the row's dot products into logits. `space`: row.count floats.
   void finish(const LogitRow& row, const Mask& mask, float* logits, float* space) const;
 
  private:
+  std::int64_t query_heads_;
   float scale_, softcap_;
   std::vector<float> slopes_;  ///< ALiBi's; empty without.
+  std::optional<abi::View<const float, 1>> sinks_;
 };
 
 }  // namespace attest::onednn

@@ -47,7 +47,7 @@ constexpr std::int64_t padded(std::int64_t width) {
 }
 
 struct RowSum {
-  float largest;  ///< Logit; -infinity for a row that sees nothing.
+  float largest;  ///< Score; -infinity for a row that sees nothing.
   float sum;      ///< Of the weights.
 };
 
@@ -65,10 +65,8 @@ struct RowKernels {
   void (*blend)(const RowBlock& values, const float* weights, std::int64_t leading, std::int64_t queries,
                 float* blended);
 
-  /// Turns scores into weights: row[j] = exp(scale * row[j] - largest), where scale * row[j] is the logit. One of
-  /// -infinity is masked: its weight is 0. A weight of exp(x) is within 2 + 4 |x| units in the last place of the true
-  /// one, subnormals included: two for the exponential, and what the roundings of x make of it. May write up to
-  /// row_padding - 1 more zeros.
+  /// Turns scores into weights: row[j] = exp(scale * (row[j] - largest)). A score of -infinity is masked: its weight is
+  /// 0. `scale` and how good a weight is: as for `weigh` of tiles.h. May write up to row_padding - 1 more floats.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale);
 
   const TileKernels* tiles;  ///< For many queries.

@@ -226,6 +226,23 @@ ATTEST_INLINE inline Floats sums_of(const Floats (&vectors)[16]) {
 }
 #endif
 
+/// Lane i of the result is lane i ^ distance.
+template <int distance, int... lane>
+inline Floats swapped(Floats v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (lane ^ distance)...);
+}
+
+/// What `operation` makes of all lanes.
+template <int distance = lanes / 2, class Operation>
+inline float across(Floats v, const Operation& operation) {
+  if constexpr (distance > 0) {
+    const Floats other = swapped<distance>(v, std::make_integer_sequence<int, lanes>());
+    return across<distance / 2>(operation(v, other), operation);
+  } else {
+    return v[0];
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The order of reading
 //
@@ -624,29 +641,26 @@ inline Floats larger(Floats a, Floats b) {
 constexpr int step_bits = ATTEST_ROW_LANES == 16 ? 4 : ATTEST_ROW_LANES == 8 ? 3 : 0, steps = 1 << step_bits;
 constexpr float to_multiple = 12582912.0f / steps;  // 1.5 * 2^23 / steps: adding it rounds to a multiple of 1 / steps.
 
-struct Exponent {
-  Floats shifted;  ///< The multiple, plus to_multiple: its last bits count the steps.
-  Floats rest;     ///< At most half a step, of either sign.
-};
-
-/// 2^exponent for exponents from -150 on, also where it is a subnormal number. The polynomial is (2^rest - 1) / rest
-/// (minimax, relative to 2^rest): half a rounding off at most, with 16 steps a thirtieth.
-inline Floats power_of_two(const Exponent& exponent) {
-  const Floats r = exponent.rest;
+/// 2^x for x <= 0, also where that is a subnormal number. The polynomial is (2^r - 1) / r (minimax, relative to 2^r):
+/// half a rounding off at most, with 16 steps a thirtieth.
+inline Floats exponential_of_two(Floats x) {
+  x = larger(Floats{} - 150.0f, x);  // 2^-150 rounds to 0. A NaN stays one.
+  // The last bits of `shifted` count the steps; what is left is at most half a step, of either sign.
+  const Floats shifted = x + to_multiple, r = x - (shifted - to_multiple);
 #if ATTEST_ROW_LANES == 16
   const Floats curve = (r * 5.550213531e-2f + 2.402342856e-1f) * r + 6.931471825e-1f;
   const Floats table = {1.0f,         1.044273782f, 1.090507733f, 1.138788635f, 1.189207115f, 1.241857812f,
                         1.296839555f, 1.354255547f, 1.414213562f, 1.476826146f, 1.542210825f, 1.610490332f,
                         1.681792831f, 1.756252160f, 1.834008086f, 1.915206561f};
-  const Floats step = _mm512_permutexvar_ps(reinterpret_cast<__m512i>(exponent.shifted), table);
+  const Floats step = _mm512_permutexvar_ps(reinterpret_cast<__m512i>(shifted), table);
   // It multiplies by the power of the next whole number below; the step is what lies between.
-  return _mm512_mask_scalef_ps(r, 0xFFFF, r * step * curve + step, exponent.shifted - to_multiple);
+  return _mm512_mask_scalef_ps(r, 0xFFFF, r * step * curve + step, shifted - to_multiple);
 #else
 #if ATTEST_ROW_LANES == 8
   const Floats curve = (r * 5.549622327e-2f + 2.402576357e-1f) * r + 6.931472421e-1f;
   const Floats table = {1.0f,         1.090507733f, 1.189207115f, 1.296839555f,
                         1.414213562f, 1.542210825f, 1.681792831f, 1.834008086f};
-  const Floats step = _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(exponent.shifted));
+  const Floats step = _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(shifted));
 #else
   Floats curve = r * 1.535336196e-4f + 1.339887385e-3f;
   curve = curve * r + 9.618436918e-3f;
@@ -656,46 +670,18 @@ inline Floats power_of_two(const Exponent& exponent) {
   const Floats step = Floats{} + 1.0f;
 #endif
   // In two factors, because below 2^-126 one float cannot hold the power.
-  const Whole count = reinterpret_cast<Whole>(exponent.shifted) - (0x4B400000 - (step_bits << 23));
+  const Whole count = reinterpret_cast<Whole>(shifted) - (0x4B400000 - (step_bits << 23));
   const Whole whole = count >> step_bits, half = whole >> 1;
   return (r * step * curve + step) * reinterpret_cast<Floats>((half + 127) << 23) *
          reinterpret_cast<Floats>((whole - half + 127) << 23);
 #endif
 }
 
-/// 2^x for x <= 0.
-inline Floats exponential_of_two(Floats x) {
-  x = larger(Floats{} - 150.0f, x);  // 2^-150 rounds to 0. A NaN stays one.
-  const Floats shifted = x + to_multiple;
-  return power_of_two({shifted, x - (shifted - to_multiple)});
-}
-
-/// Lane i with the bit `distance`, and the other way round.
-template <int distance, int... lane>
-inline Floats swapped(Floats v, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(v, v, (lane ^ distance)...);
-}
-
-/// What `operation` makes of all lanes.
-template <int distance = lanes / 2, class Operation>
-inline float across(Floats v, const Operation& operation) {
-  if constexpr (distance > 0) {
-    const Floats other = swapped<distance>(v, std::make_integer_sequence<int, lanes>());
-    return across<distance / 2>(operation(v, other), operation);
-  } else {
-    return v[0];
-  }
-}
-
 /// In two chains each, so that one step need not wait for the one before.
 RowSum exponentials(float* row, std::int64_t count, float scale) {
-  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f, extreme = 0x1p40f;
+  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
   const std::int64_t end = (count + lanes - 1) / lanes * lanes;
   for (std::int64_t i = count; i < end; ++i) row[i] = minus_infinity;
-  if (!(scale >= 1 / extreme && scale <= extreme)) {  // Differences could overflow that do not when they are scaled.
-    for (std::int64_t i = 0; i < count; ++i) row[i] *= scale;
-    scale = 1;
-  }
   Floats most[2] = {Floats{} + minus_infinity, Floats{} + minus_infinity};
   std::int64_t j = 0;
   for (; j + 2 * lanes <= end; j += 2 * lanes) {
@@ -713,7 +699,7 @@ RowSum exponentials(float* row, std::int64_t count, float scale) {
   };
   for (j = 0; j + 2 * lanes <= end; j += 2 * lanes) weigh(j, sums[0]), weigh(j + lanes, sums[1]);
   if (j < end) weigh(j, sums[0]);
-  return {largest * scale, across(sums[0] + sums[1], [](Floats a, Floats b) { return a + b; })};
+  return {largest, across(sums[0] + sums[1], [](Floats a, Floats b) { return a + b; })};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

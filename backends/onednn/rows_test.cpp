@@ -44,7 +44,7 @@ struct Rows {
     return {storage_, memory.data() + first * stride, stride, count, width_, 1, 0, memory.data(), stride};
   }
   /// The same, but nothing is fetched ahead.
-  [[nodiscard]] RowBlock stream(std::int64_t first, std::int64_t count) const {
+  [[nodiscard]] RowBlock unfetched(std::int64_t first, std::int64_t count) const {
     return {storage_, memory.data() + first * stride, stride, count, width_};
   }
   /// `heads` heads of count / heads rows: those of a row side by side, or each head's behind the other's.
@@ -70,6 +70,13 @@ std::vector<float> numbers(std::int64_t count, std::mt19937& random) {
 
 bool near(float got, double wanted, double size) {
   return std::abs(static_cast<double>(got) - wanted) <= 1e-5 * size + 1e-30;
+}
+
+/// How far a weight is from exp(logit), as a part of what is allowed (TileKernels::weigh).
+double off_by(float weight, double logit) {
+  if (logit < -105) return weight == 0 ? 0 : std::numeric_limits<double>::infinity();
+  const double wanted = std::exp(logit), unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
+  return std::abs(static_cast<double>(weight) - wanted) / unit / (2 - 4 * logit);
 }
 
 }  // namespace
@@ -115,10 +122,10 @@ TEST_CASE("the products and the blend of any width, count and storage are right"
           CHECK(products_right);
           CHECK(blend_right);
           std::vector<float> streamed(products.size());
-          kernels->multiply(rows.stream(0, count), query.data(), queries, streamed.data(), leading);
+          kernels->multiply(rows.unfetched(0, count), query.data(), queries, streamed.data(), leading);
           CHECK(streamed == products);
           streamed.assign(blended.size(), 0.5f);
-          kernels->blend(rows.stream(0, count), weights.data(), leading, queries, streamed.data());
+          kernels->blend(rows.unfetched(0, count), weights.data(), leading, queries, streamed.data());
           CHECK(streamed == blended);
         }
       }
@@ -173,7 +180,7 @@ TEST_CASE("products and blends have the same bits however the rows are divided i
       kernels->blend(rows.block(0, count), weights.data(), leading, queries, blended.data());
       std::int64_t first = 0;
       for (const std::int64_t some : {5, 7, 1, 2, 8, 3, 11}) {
-        const RowBlock piece = some % 2 == 0 ? rows.stream(first, some) : rows.block(first, some);
+        const RowBlock piece = some % 2 == 0 ? rows.unfetched(first, some) : rows.block(first, some);
         kernels->multiply(piece, query.data(), queries, pieces.data() + first, leading);
         kernels->blend(piece, weights.data() + first, leading, queries, blended_in_pieces.data());
         first += some;
@@ -233,55 +240,59 @@ TEST_CASE("a block of several heads gives each of them the bits that it has alon
   }
 }
 
-TEST_CASE("the exponentials are right, masked logits and empty rows among them") {
+TEST_CASE("weights of scores are right, masked scores and empty rows among them") {
   constexpr float masked = -std::numeric_limits<float>::infinity();
   std::mt19937 random(3);
   for (const RowKernels* const kernels : row_kernels()) {
-    for (const std::int64_t count : {0, 1, 5, 16, 31, 256}) {
-      for (const float scale : {1.0f, -2.0f, 90.0f, 0x1p-45f, 0x1p45f}) {
+    for (const std::int64_t count : {0, 1, 5, 16, 31, 256, 4096}) {
+      for (const float scale : {1.0f, 0.0884f, 90.0f, 0x1p-40f, 0x1p40f}) {
         std::vector<float> row = numbers(count + row_padding, random);
-        if (count > 4) row[2] = scale > 0 ? masked : -masked;
-        std::vector<double> logits;
-        double largest = static_cast<double>(masked), sum = 0;
-        for (std::int64_t j = 0; j < count; ++j) {
-          logits.push_back(static_cast<double>(row[static_cast<std::size_t>(j)] * scale));
-          largest = std::max(largest, logits.back());
-        }
+        if (count > 4) row[2] = masked;
+        if (count > 400) std::fill(row.begin() + 5, row.begin() + count, 0.3f);  // What rounding makes of sums adds up.
+        const std::vector<float> scores(row.begin(), row.begin() + count);
+        const float largest = count > 0 ? *std::max_element(scores.begin(), scores.end()) : masked;
         const RowSum got = kernels->exponentials(row.data(), count, scale);
-        CHECK(static_cast<double>(got.largest) == largest);
-        for (std::int64_t j = 0; j < count; ++j) {
-          const double wanted = std::exp(logits[static_cast<std::size_t>(j)] - largest);
-          sum += wanted;
-          CHECK(near(row[static_cast<std::size_t>(j)], wanted, wanted));
+        CHECK(got.largest == largest);
+        double sum = 0, worst = 0;
+        for (std::size_t j = 0; j < scores.size(); ++j) {
+          const double logit =
+              (static_cast<double>(scores[j]) - static_cast<double>(largest)) * static_cast<double>(scale);
+          sum += std::exp(logit);
+          worst = std::max(worst, off_by(row[j], logit));
         }
-        CHECK(std::abs(got.sum - sum) <= 1e-5 * sum);
+        CHECK(worst <= 1);
+        CHECK(std::abs(static_cast<double>(got.sum) - sum) <= 1e-5 * sum);
       }
     }
-    std::vector<float> all_masked(20 + row_padding, masked);
-    CHECK(kernels->exponentials(all_masked.data(), 20, 1).sum == 0);
-    CHECK(all_masked[19] == 0);
+    std::vector<float> all_masked(60 + row_padding, masked);
+    const RowSum nothing = kernels->exponentials(all_masked.data(), 60, 1);
+    CHECK(nothing.sum == 0);
+    CHECK(nothing.largest == masked);
+    CHECK(std::all_of(all_masked.begin(), all_masked.begin() + 60, [](float weight) { return weight == 0; }));
   }
 }
 
-TEST_CASE("exponentials of x are within 2 + 4 |x| units in the last place, subnormal ones too") {
+TEST_CASE("weights are as good as the roundings of their exponents let them be, and 0 below the least number") {
   std::mt19937 random(5);
   for (const RowKernels* const kernels : row_kernels()) {
-    double worst = 0;
-    for (std::int64_t step = 0; step < 140; ++step) {
-      constexpr std::int64_t count = 500;
-      std::vector<float> row = numbers(count + row_padding, random);
-      for (float& logit : row) logit = -static_cast<float>(step) - std::abs(logit);
-      row[0] = 0;
-      const std::vector<float> logits = row;
-      kernels->exponentials(row.data(), count, 1);
-      for (std::size_t j = 0; j < count; ++j) {
-        const double wanted = std::exp(static_cast<double>(logits[j]));
-        const double unit = std::max(std::ldexp(1.0, std::ilogb(wanted) - 23), 0x1p-149);
-        const double most = 2 + 4 * std::abs(static_cast<double>(logits[j]));
-        worst = std::max(worst, std::abs(static_cast<double>(row[j]) - wanted) / unit / most);
+    for (const float scale : {1.0f, 0.0884f, 1234.5f}) {
+      double worst = 0;
+      for (std::int64_t step = 0; step < 140; ++step) {
+        constexpr std::int64_t count = 500;
+        std::vector<float> row = numbers(count + row_padding, random);
+        for (float& score : row) score = (1.7f - static_cast<float>(step) - std::abs(score)) / scale;
+        row[0] = 1.7f / scale;  // The largest, whose weight is 1.
+        const std::vector<float> scores = row;
+        kernels->exponentials(row.data(), count, scale);
+        CHECK(row[0] == 1);
+        for (std::size_t j = 0; j < count; ++j) {
+          const double logit =
+              (static_cast<double>(scores[j]) - static_cast<double>(scores[0])) * static_cast<double>(scale);
+          worst = std::max(worst, off_by(row[j], logit));
+        }
       }
+      INFO(kernels->name << ", scale " << scale << ": " << worst << " of what is allowed");
+      CHECK(worst <= 1);
     }
-    INFO(kernels->name << ": " << worst << " of that");
-    CHECK(worst <= 1);
   }
 }
