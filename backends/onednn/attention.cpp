@@ -27,6 +27,10 @@ void fetch(const RowsAhead& ahead) {
   for (std::int64_t i = 0; i < ahead.count; ++i) fetch_row(ahead.row[i], ahead.bytes);
 }
 
+bool empty(TileRange range) {
+  return range.begin >= range.end;
+}
+
 std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
   return (whole + part - 1) / part;
 }
@@ -108,7 +112,6 @@ void Attention::lay_out(Workspace& space, std::int64_t rows) const {
                                                     {&space.values, tile_keys * padded(v_dim_)},
                                                     {&space.next_keys, tile_keys * qk_dim_},
                                                     {&space.next_values, tile_keys * padded(v_dim_)},
-                                                    {&space.scores, kernels_.strip * tile_keys},
                                                     {&space.blended, strips * kernels_.strip * padded(v_dim_)},
                                                     {&space.extra, tile_keys}};
   // Each begins at a cache line, as the scratch does.
@@ -138,7 +141,7 @@ void Attention::list(const Step& step, const Task& task, std::int64_t at, Worksp
 /// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, if
 /// any: its first tile is there then.
 const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const {
-  for (std::int64_t r = 0; r < task.count; ++r) space.rows[static_cast<std::size_t>(r)] = row_of(step, task, r);
+  list_rows(step, task, 0, task.count, space.rows.data());
   for (const KvRows* const of : {&step.key, &step.value}) {  // What it does not see.
     append(*of, task, task.appended.begin, task.seen.begin);
     append(*of, task, task.seen.end, task.appended.end);
@@ -163,27 +166,51 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
     while (begun < strips && first_tile(begun) == tile) ++begun;
     // The last strip packs what the one before has asked for.
     const std::int64_t from = done, portion = parts_of(tile_keys, std::max<std::int64_t>(1, begun - from - 1));
-    for (std::int64_t s = from; s < begun; ++s) {
-      const Strip strip = strip_of(task, s, space);
-      if (s >= taken) take_queries(step, task, strip);
-      RowsAhead next;  // The queries that are taken next.
-      if (s + 1 >= taken && s + 1 < begun) next = queries_of(step, task, s + 1, space);
-      if (last && s + 1 == strips && coming != nullptr) next = queries_of(step, *coming, 0, space);
-      attend_tile(step, task, tile, strip, {coming, portion, next}, space);
-      if (last_tile(s) != tile) continue;
-      finish(step, task, strip);
-      ++done;
+    const Coming in{coming, portion};
+    const auto taken_after = [&](std::int64_t s) -> RowsAhead {  // Queries.
+      if (s + 1 >= taken && s + 1 < begun) {
+        const Strip strip = strip_of(task, s + 1, space);
+        return queries_of(step, task, strip.rows, strip.count, space);
+      }
+      if (!last || s + 1 < strips || coming == nullptr) return {};
+      Row first[most_strip_rows];
+      const std::int64_t count = std::min(kernels_.strip, coming->count);
+      list_rows(step, *coming, 0, count, first);
+      return queries_of(step, *coming, first, count, space);
+    };
+    // The weights of a strip come about beside the products of the one before, which has waited for that.
+    for (std::int64_t s = from; s <= begun; ++s) {
+      StripScores &scores = space.scores[s % 2], &before = space.scores[1 - s % 2];
+      StripScores* beside = nullptr;
+      if (s < begun) {
+        const Strip strip = strip_of(task, s, space);
+        if (s >= taken) take_queries(step, task, strip);
+        score(step, task, tile, strip, in, taken_after(s), space, scores);
+        if (!empty(range_of(strip, tile))) beside = &scores;
+      }
+      if (s > from) {
+        const Strip strip = strip_of(task, s - 1, space);
+        blend(step, tile, strip, in, space, before, beside);
+        if (last_tile(s - 1) == tile) finish(step, task, strip), ++done;
+      }
+      if (beside != nullptr) kernels_.end_weights(scores, *strip_of(task, s, space).softmax);
     }
     if (coming != nullptr) bring_rest(step, *coming, space);
   }
   return coming;
 }
 
-/// A task's row number r.
-Attention::Row Attention::row_of(const Step& step, const Task& task, std::int64_t r) const {
-  const std::int64_t b = task.sequence, query = (task.first + r) / group_;
-  return {query, task.kv_head * group_ + (task.first + r) % group_,
-          abi::visible_keys(problem_, query, step.extents.queries[b], step.extents.total(b))};
+/// A task's rows [first, first + count).
+void Attention::list_rows(const Step& step, const Task& task, std::int64_t first, std::int64_t count, Row* rows) const {
+  const std::int64_t b = task.sequence;
+  std::int64_t query = (task.first + first) / group_, member = (task.first + first) % group_;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const bool same_query = r > 0 && member > 0;
+    rows[r] = {query, task.kv_head * group_ + member,
+               same_query ? rows[r - 1].seen
+                          : abi::visible_keys(problem_, query, step.extents.queries[b], step.extents.total(b))};
+    if (++member == group_) ++query, member = 0;
+  }
 }
 
 /// A task's strip number s.
@@ -193,12 +220,11 @@ Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, Workspace
           space.blended + from * padded(v_dim_), &space.softmax[static_cast<std::size_t>(s)]};
 }
 
-/// The query rows of a task's strip number s.
-RowsAhead Attention::queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const {
-  const std::int64_t from = s * kernels_.strip, count = std::min(kernels_.strip, task.count - from);
+/// The queries of some rows of a task.
+RowsAhead Attention::queries_of(const Step& step, const Task& task, const Row* rows, std::int64_t count,
+                                Workspace& space) const {
   for (std::int64_t r = 0; r < count; ++r) {
-    const Row row = row_of(step, task, from + r);
-    space.soon[r] = reinterpret_cast<const char*>(step.query.floats(task.sequence, row.query, row.head));
+    space.soon[r] = reinterpret_cast<const char*>(step.query.floats(task.sequence, rows[r].query, rows[r].head));
   }
   return {space.soon, count, qk_dim_ * std::int64_t{sizeof(float)}};
 }
@@ -228,42 +254,31 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
   std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
 }
 
-void Attention::attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip,
-                            const Coming& coming, Workspace& space) const {
+/// What a strip sees of a tile, from its first row's first key to its last row's last one.
+TileRange Attention::range_of(const Strip& strip, std::int64_t tile) const {
   const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
-  const TileRange range{in_tile(strip.rows[0].seen.begin), in_tile(strip.rows[strip.count - 1].seen.end)};
-  const bool any = range.begin < range.end;  // Else nobody sees any of it.
-  Ahead ahead{{}, coming.queries};
+  return {in_tile(strip.rows[0].seen.begin), in_tile(strip.rows[strip.count - 1].seen.end)};
+}
+
+/// The way to a strip's weights for a tile up to the exponentials.
+void Attention::score(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
+                      const RowsAhead& queries, Workspace& space, StripScores& scores) const {
+  Ahead ahead{{}, queries};
   if (coming.task != nullptr) {
     bring(step.key, *coming.task, *space.key_source, space.next_keys);
     ahead.rows = space.key_source->fetch(coming.portion);
   }
-  if (any) {
-    kernels_.multiply(strip.queries, space.keys, qk_dim_, range, ahead, space.scores);
-    weigh(step, task, tile, strip, range, space);
-  } else {
+  const TileRange range = range_of(strip, tile);
+  if (empty(range)) {
     fetch(ahead.rows), fetch(ahead.more);
+    return;
   }
-  ahead = {};
-  if (coming.task != nullptr) {
-    bring(step.value, *coming.task, *space.value_source, space.next_values);
-    ahead.rows = space.value_source->fetch(coming.portion);
-  }
-  if (any) {
-    kernels_.blend(space.scores, strip.softmax->factor, space.values, v_dim_, range, ahead, strip.blended);
-  } else {
-    fetch(ahead.rows);
-  }
-}
-
-/// Turns the scores of a strip into weights.
-void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
-                      Workspace& space) const {
+  kernels_.multiply(strip.queries, space.keys, qk_dim_, range, ahead, scores);
   const Row* const rows = strip.rows;
   // What a row sees begins and ends no earlier than the row's before it.
   const bool all_seen = rows[strip.count - 1].seen.begin <= tile + range.begin && rows[0].seen.end >= tile + range.end;
   if (all_seen && strip.count == kernels_.strip && late_scale_) {
-    kernels_.weigh(space.scores, nullptr, range, *late_scale_, *strip.softmax);
+    kernels_.begin_weights(scores, nullptr, range, *late_scale_, *strip.softmax);
     return;
   }
   const std::int64_t to_position = step.extents.total(task.sequence) - step.extents.queries[task.sequence];
@@ -276,9 +291,24 @@ void Attention::weigh(const Step& step, const Task& task, std::int64_t tile, con
     if (late_scale_) continue;
     const LogitRow row{task.sequence, rows[r].head, rows[r].query, to_position + rows[r].query,
                        tile + begin,  end - begin};
-    logits_.finish(row, step.mask, space.scores + r * tile_keys + begin, space.extra);
+    logits_.finish(row, step.mask, scores.values + r * tile_keys + begin, space.extra);
   }
-  kernels_.weigh(space.scores, seen, range, late_scale_.value_or(1), *strip.softmax);
+  kernels_.begin_weights(scores, seen, range, late_scale_.value_or(1), *strip.softmax);
+}
+
+void Attention::blend(const Step& step, std::int64_t tile, const Strip& strip, const Coming& coming, Workspace& space,
+                      const StripScores& weights, StripScores* beside) const {
+  Ahead ahead;
+  if (coming.task != nullptr) {
+    bring(step.value, *coming.task, *space.value_source, space.next_values);
+    ahead.rows = space.value_source->fetch(coming.portion);
+  }
+  const TileRange range = range_of(strip, tile);
+  if (empty(range)) {
+    fetch(ahead.rows);
+    return;
+  }
+  kernels_.blend(weights, strip.softmax->factor, space.values, v_dim_, range, ahead, beside, strip.blended);
 }
 
 /// What is left of a tile.

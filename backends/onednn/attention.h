@@ -65,13 +65,13 @@ class Attention {
   struct Coming {
     const Task* task;      ///< Whose tile comes next; null: none does.
     std::int64_t portion;  ///< Rows of it, of keys and of values.
-    RowsAhead queries;     ///< Of the next strip.
   };
   /// What a thread works in.
   struct Workspace {
     Scratch floats;
     // Parts of it, at multiples of 64 bytes.
-    float *queries, *keys, *values, *next_keys, *next_values, *scores, *blended, *extra;
+    float *queries, *keys, *values, *next_keys, *next_values, *blended, *extra;
+    StripScores scores[2];  ///< Of a strip, and of the one before.
     std::vector<Row> rows;
     std::vector<StripSoftmax> softmax;
     const char* soon[most_strip_rows];                   ///< Queries that are asked for.
@@ -82,15 +82,16 @@ class Attention {
   void lay_out(Workspace& space, std::int64_t rows) const;
   void list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const;
   const Task* attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const;
-  [[nodiscard]] Row row_of(const Step& step, const Task& task, std::int64_t r) const;
+  void list_rows(const Step& step, const Task& task, std::int64_t first, std::int64_t count, Row* rows) const;
   [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, Workspace& space) const;
   [[nodiscard]] std::int64_t strip_queries() const;
-  RowsAhead queries_of(const Step& step, const Task& task, std::int64_t s, Workspace& space) const;
+  RowsAhead queries_of(const Step& step, const Task& task, const Row* rows, std::int64_t count, Workspace& space) const;
   void take_queries(const Step& step, const Task& task, const Strip& strip) const;
-  void attend_tile(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
-                   Workspace& space) const;
-  void weigh(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, TileRange range,
-             Workspace& space) const;
+  [[nodiscard]] TileRange range_of(const Strip& strip, std::int64_t tile) const;
+  void score(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
+             const RowsAhead& queries, Workspace& space, StripScores& scores) const;
+  void blend(const Step& step, std::int64_t tile, const Strip& strip, const Coming& coming, Workspace& space,
+             const StripScores& weights, StripScores* beside) const;
   void bring_rest(const Step& step, const Task& task, Workspace& space) const;
   void bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const;
   void append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const;

@@ -66,7 +66,8 @@ struct RowKernels {
                 float* blended);
 
   /// Turns scores into weights: row[j] = exp(scale * (row[j] - largest)). A score of -infinity is masked: its weight is
-  /// 0. `scale` and how good a weight is: as for `weigh` of tiles.h. May write up to row_padding - 1 more floats.
+  /// 0. `scale` and how good a weight is: as for begin_weights() of tiles.h. May write up to row_padding - 1 more
+  /// floats.
   RowSum (*exponentials)(float* row, std::int64_t count, float scale);
 
   const TileKernels* tiles;  ///< For many queries.

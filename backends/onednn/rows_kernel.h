@@ -636,6 +636,8 @@ inline Floats larger(Floats a, Floats b) {
 #endif
 }
 
+constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
+
 // Exponents are split into a multiple of 1 / steps and a rest. As many powers of two lie between 1 and 2 in the table
 // 2^(i / steps) that one instruction looks up; with one step there is nothing to look up.
 constexpr int step_bits = ATTEST_ROW_LANES == 16 ? 4 : ATTEST_ROW_LANES == 8 ? 3 : 0, steps = 1 << step_bits;
@@ -679,7 +681,6 @@ inline Floats exponential_of_two(Floats x) {
 
 /// In two chains each, so that one step need not wait for the one before.
 RowSum exponentials(float* row, std::int64_t count, float scale) {
-  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
   const std::int64_t end = (count + lanes - 1) / lanes * lanes;
   for (std::int64_t i = count; i < end; ++i) row[i] = minus_infinity;
   Floats most[2] = {Floats{} + minus_infinity, Floats{} + minus_infinity};

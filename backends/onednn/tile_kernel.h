@@ -122,16 +122,19 @@ void transpose(const RowList& rows, const float* scales, std::int64_t first, flo
 
 static_assert(query_part == tile_keys, "both products step through their rows in the same way");
 
-// Elements of a product's depth between one fetch and the next.
-constexpr std::int64_t fetch_every = 16;
+// What stands beside a product gets a turn for each `every` elements of its depth.
+constexpr std::int64_t turns_of(std::int64_t blocks, std::int64_t depth, std::int64_t every) {
+  return blocks * ((depth + every - 1) / every);
+}
 
-/// Spreads a product's fetches evenly over its blocks.
+/// Spreads a product's fetches evenly over its turns.
 class Fetches {
  public:
-  Fetches(const Ahead& ahead, std::int64_t blocks, std::int64_t depth) : now_(ahead.rows), then_(ahead.more) {
+  static constexpr std::int64_t every = 16;
+
+  Fetches(const Ahead& ahead, std::int64_t turns) : now_(ahead.rows), then_(ahead.more) {
     const auto lines = [](const RowsAhead& rows) { return rows.count * ((rows.bytes + 63) / 64); };
-    const std::int64_t times = blocks * ((depth + fetch_every - 1) / fetch_every);
-    pace_ = (lines(now_) + lines(then_) + times - 1) / times;
+    pace_ = (lines(now_) + lines(then_) + turns - 1) / turns;
     if (now_.count == 0) now_ = then_, then_ = {};
   }
   void some() {
@@ -153,12 +156,12 @@ class Fetches {
 
 /// sum[r][v] += row r times column v's vectors, over `depth` elements. Element k of row r lies at
 /// rows[r * tile_keys + k].
-template <std::int64_t vectors>
-inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth,
-                         Fetches& fetches, Floats (&sum)[strip][vectors]) {
-  for (std::int64_t left = depth; left > 0; left -= fetch_every) {
-    fetches.some();
-    for (std::int64_t k = left < fetch_every ? left : fetch_every; k > 0; --k, ++rows, panels += lanes) {
+template <std::int64_t vectors, class Beside>
+inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth, Beside& beside,
+                         Floats (&sum)[strip][vectors]) {
+  for (std::int64_t left = depth; left > 0; left -= Beside::every) {
+    beside.some();
+    for (std::int64_t k = left < Beside::every ? left : Beside::every; k > 0; --k, ++rows, panels += lanes) {
       Floats column[vectors];
 #pragma GCC unroll 2
       for (std::int64_t v = 0; v < vectors; ++v) column[v] = load_floats(panels + v * apart);
@@ -174,7 +177,7 @@ inline void multiply_add(const float* rows, const float* panels, std::int64_t ap
 /// Keys [j, j + vectors * lanes).
 template <std::int64_t vectors>
 inline void multiply_columns(const float* queries, const float* keys, std::int64_t width, std::int64_t j,
-                             Fetches& fetches, float* scores) {
+                             Fetches& fetches, StripScores& scores) {
   Floats sum[strip][vectors];
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
@@ -188,7 +191,10 @@ inline void multiply_columns(const float* queries, const float* keys, std::int64
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
-    for (std::int64_t v = 0; v < vectors; ++v) store_floats(sum[r][v], scores + r * tile_keys + j + v * lanes);
+    for (std::int64_t v = 0; v < vectors; ++v) store_floats(sum[r][v], scores.values + r * tile_keys + j + v * lanes);
+    // Here while they are still in registers.
+    float* const largest = scores.largest + r * lanes;
+    store_floats(larger(load_floats(largest), larger(sum[r][0], sum[r][vectors - 1])), largest);
   }
 }
 
@@ -198,19 +204,126 @@ constexpr std::int64_t blocks_of(std::int64_t columns) {
 }
 
 void multiply_strip(const float* queries, const float* keys, std::int64_t width, TileRange range, const Ahead& ahead,
-                    float* scores) {
+                    StripScores& scores) {
+  for (std::int64_t r = 0; r < strip; ++r) store_floats(Floats{} + minus_infinity, scores.largest + r * lanes);
   std::int64_t j = range.begin / lanes * lanes;
-  Fetches fetches(ahead, blocks_of(range.end - j), width);
+  Fetches fetches(ahead, turns_of(blocks_of(range.end - j), width, Fetches::every));
   for (; j + lanes < range.end; j += strip_vectors * lanes) {
     multiply_columns<strip_vectors>(queries, keys, width, j, fetches, scores);
   }
   if (j < range.end) multiply_columns<1>(queries, keys, width, j, fetches, scores);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// The softmax
+
+void begin_weights(StripScores& scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
+  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
+  for (std::int64_t r = 0; r < strip; ++r) {
+    const TileRange its = seen != nullptr ? seen[r] : range;
+    float* const row_scores = scores.values + r * tile_keys;
+    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = minus_infinity;
+    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = minus_infinity;
+  }
+  const bool as_multiplied = seen == nullptr && begin == range.begin && end == range.end;
+  Floats row[lanes];
+  for (std::int64_t r = 0; r < strip; ++r) {
+    if (as_multiplied) {
+      row[r] = load_floats(scores.largest + r * lanes);
+      continue;
+    }
+    const float* const row_scores = scores.values + r * tile_keys;
+    Floats largest = load_floats(row_scores + begin);
+    for (std::int64_t j = begin + lanes; j < end; j += lanes) largest = larger(largest, load_floats(row_scores + j));
+    row[r] = largest;
+  }
+  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
+  const Floats before = load_floats(softmax.largest);
+  const Floats largest = larger(reduce(row, larger), before);
+  // While all is masked, the difference of two infinities would be NaN.
+  const Floats base = largest == minus_infinity ? Floats{} : largest;
+  scores.scale = scale * log2_of_e;
+  store_floats(base, scores.base);
+  store_floats(largest, softmax.largest);
+  store_floats(exponential_of_two((before - base) * scores.scale), softmax.factor);
+  for (std::int64_t r = 0; r < strip; ++r) store_floats(Floats{}, scores.sum + r * lanes);
+  scores.begin = scores.at = begin;
+  scores.end = end;
+  scores.row = 0;
+}
+
+/// Turns a strip's scores into weights, one vector after the other.
+class Exponentials {
+ public:
+  explicit Exponentials(StripScores& scores)
+      : scores_(scores),
+        scale_(scores.scale),
+        begin_(scores.begin),
+        end_(scores.end),
+        row_(scores.row),
+        at_(scores.at) {}
+  Exponentials(const Exponentials&) = delete;
+  Exponentials& operator=(const Exponentials&) = delete;
+  ~Exponentials() { scores_.row = row_, scores_.at = at_; }
+
+  [[nodiscard]] bool done() const { return row_ == strip; }
+  void next() {
+    float* const at = scores_.values + row_ * tile_keys + at_;
+    float* const sum = scores_.sum + row_ * lanes;
+    const Floats weights = exponential_of_two((load_floats(at) - scores_.base[row_]) * scale_);
+    store_floats(weights, at);
+    store_floats(load_floats(sum) + weights, sum);
+    at_ += lanes;
+    if (at_ == end_) ++row_, at_ = begin_;
+  }
+
+ private:
+  StripScores& scores_;
+  // Copies, because a compiler has to assume that any vector that is stored changes what lies in memory.
+  const float scale_;
+  const std::int64_t begin_, end_;
+  std::int64_t row_, at_;
+};
+
+void end_weights(StripScores& scores, StripSoftmax& softmax) {
+  for (Exponentials left(scores); !left.done();) left.next();
+  Floats row[lanes];
+  for (std::int64_t r = 0; r < strip; ++r) row[r] = load_floats(scores.sum + r * lanes);
+  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
+  const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
+  store_floats(load_floats(softmax.sum) * load_floats(softmax.factor) + sums, softmax.sum);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The products with values
+
+/// Fetches, and exponentials: alone, they wait for each other and for their own results, and the multipliers with them.
+class FetchesAndExponentials {
+ public:
+  // So that a strip's exponentials are done after 64 channels of as many keys.
+  static constexpr std::int64_t every = ATTEST_ROW_LANES == 16 ? 2 : 4;
+
+  FetchesAndExponentials(const Ahead& ahead, std::int64_t turns, StripScores& scores)
+      : fetches_(ahead, (turns + fetch_turn - 1) / fetch_turn), exponentials_(scores) {}
+  void some() {
+    if (turn_++ % fetch_turn == 0) fetches_.some();
+    if (!exponentials_.done()) exponentials_.next();
+  }
+
+ private:
+  static constexpr std::int64_t fetch_turn = Fetches::every / every;
+  Fetches fetches_;
+  Exponentials exponentials_;
+  std::int64_t turn_ = 0;
+};
+
+// Inlined by order, in what follows: else the state of what stands beside would be in memory, for each turn.
+
 /// Channels [c, c + vectors * lanes).
-template <std::int64_t vectors>
-inline void blend_channels(const float* weights, const float* factor, const float* values, std::int64_t apart,
-                           std::int64_t c, TileRange range, Fetches& fetches, float* blended) {
+template <std::int64_t vectors, class Beside>
+[[gnu::always_inline]] inline void blend_channels(const float* weights, const float* factor, const float* values,
+                                                  std::int64_t apart, std::int64_t c, TileRange range, Beside& beside,
+                                                  float* blended) {
   Floats sum[strip][vectors];
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
@@ -220,7 +333,7 @@ inline void blend_channels(const float* weights, const float* factor, const floa
     }
   }
   multiply_add<vectors>(weights + range.begin, values + c * tile_keys + range.begin * lanes, tile_keys * lanes,
-                        range.end - range.begin, fetches, sum);
+                        range.end - range.begin, beside, sum);
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
@@ -228,60 +341,27 @@ inline void blend_channels(const float* weights, const float* factor, const floa
   }
 }
 
-void blend_strip(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
-                 const Ahead& ahead, float* blended) {
+template <class Beside>
+[[gnu::always_inline]] inline void blend_all(const float* weights, const float* factor, const float* values,
+                                             std::int64_t width, TileRange range, Beside& beside, float* blended) {
   const std::int64_t apart = padded(width);
-  Fetches fetches(ahead, blocks_of(width), range.end - range.begin);
   std::int64_t c = 0;
   for (; c + lanes < width; c += strip_vectors * lanes) {
-    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, fetches, blended);
+    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, beside, blended);
   }
-  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, fetches, blended);
+  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, beside, blended);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The softmax
-
-void weigh_strip(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
-  constexpr float minus_infinity = -__builtin_inff(), log2_of_e = 1.44269504088896341f;
-  const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
-  for (std::int64_t r = 0; r < strip; ++r) {
-    const TileRange its = seen != nullptr ? seen[r] : range;
-    float* const row_scores = scores + r * tile_keys;
-    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = minus_infinity;
-    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = minus_infinity;
+void blend_strip(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
+                 TileRange range, const Ahead& ahead, StripScores* beside, float* blended) {
+  const auto turns = [&](std::int64_t every) { return turns_of(blocks_of(width), range.end - range.begin, every); };
+  if (beside == nullptr) {
+    Fetches fetches(ahead, turns(Fetches::every));
+    blend_all(weights.values, factor, values, width, range, fetches, blended);
+  } else {
+    FetchesAndExponentials both(ahead, turns(FetchesAndExponentials::every), *beside);
+    blend_all(weights.values, factor, values, width, range, both, blended);
   }
-  Floats row[lanes];
-  for (std::int64_t r = 0; r < strip; ++r) {
-    const float* const row_scores = scores + r * tile_keys;
-    Floats most = load_floats(row_scores + begin);
-    for (std::int64_t j = begin + lanes; j < end; j += lanes) most = larger(most, load_floats(row_scores + j));
-    row[r] = most;
-  }
-  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  scale *= log2_of_e;
-  const Floats before = load_floats(softmax.largest);
-  const Floats largest = larger(reduce(row, larger), before);
-  // While all is masked, the difference of two infinities would be NaN.
-  const Floats base = largest == minus_infinity ? Floats{} : largest;
-  alignas(64) float bases[lanes];
-  store_floats(base, bases);
-  for (std::int64_t r = 0; r < strip; ++r) {
-    float* const row_scores = scores + r * tile_keys;
-    Floats sum = {};
-    for (std::int64_t j = begin; j < end; j += lanes) {
-      const Floats weights = exponential_of_two((load_floats(row_scores + j) - bases[r]) * scale);
-      store_floats(weights, row_scores + j);
-      sum += weights;
-    }
-    row[r] = sum;
-  }
-  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  const Floats factor = exponential_of_two((before - base) * scale);
-  const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
-  store_floats(load_floats(softmax.sum) * factor + sums, softmax.sum);
-  store_floats(largest, softmax.largest);
-  store_floats(factor, softmax.factor);
 }
 
 void divide(float* row, std::int64_t width, float divisor) {
@@ -306,8 +386,8 @@ void stream(const float* row, std::int64_t width, float* to) {
   for (; c < width; ++c) to[c] = row[c];
 }
 
-constexpr TileKernels tile_kernels{lanes,       strip,       pack,   transpose, multiply_strip,
-                                   weigh_strip, blend_strip, divide, stream};
+constexpr TileKernels tile_kernels{lanes,         strip,       pack,        transpose, multiply_strip,
+                                   begin_weights, end_weights, blend_strip, divide,    stream};
 
 }  // namespace
 

@@ -55,6 +55,18 @@ struct StripSoftmax {
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
 };
 
+/// What a strip makes of a tile of keys: scores, then weights.
+struct StripScores {
+  alignas(64) float values[most_strip_rows * tile_keys];  ///< Of row r and key j: [r * tile_keys + j].
+  // By row and lane.
+  alignas(64) float largest[most_strip_rows * row_padding];  ///< Of the scores that multiply() wrote.
+  alignas(64) float sum[most_strip_rows * row_padding];      ///< Of the weights that there are.
+  // What begin_weights() leaves to others: scores [begin, end) of all rows from value `at` of row `row` on.
+  alignas(64) float base[most_strip_rows];  ///< Subtracted from a row's scores,
+  float scale;                              ///< of which the power of two is taken, times this.
+  std::int64_t begin, end, row, at;
+};
+
 /// A row's result does not depend on the other rows of its strip, and not on the keys that it does not see.
 struct TileKernels {
   std::int64_t lanes, strip;  ///< Floats of a vector, and query rows of a strip.
@@ -67,22 +79,28 @@ struct TileKernels {
   /// `to` + c * lanes + first + j. Where the panel has other rows there is no telling what becomes of them.
   void (*transpose)(const RowList& rows, const float* scales, std::int64_t first, float* to);
 
-  /// scores[r * tile_keys + j] = query row r times key j, for all rows of a strip. Channel c of query row r lies at
+  /// Score of query row r and key j = row times key, for all rows of a strip. Channel c of query row r lies at
   /// queries + (c / query_part * strip + r) * query_part + c % query_part; the keys are transposed, to a panel for each
   /// vector of them. It writes whole vectors of keys.
   void (*multiply)(const float* queries, const float* keys, std::int64_t width, TileRange range, const Ahead& ahead,
-                   float* scores);
+                   StripScores& scores);
 
-  /// Turns scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in `range` and
-  /// in the vectors at its ends. Null: all rows see all of it. -infinity is masked. `scale` is 1, or so far from 0 and
-  /// from infinity that neither it times 2 nor a difference of scores overflows. A weight of exp(x) is within 2 + 4 |x|
-  /// units in the last place of the true one: two for the exponential, and what the roundings of x make of it.
-  void (*weigh)(float* scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax);
+  /// Begins to turn scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in
+  /// `range` and in the vectors at its ends. Null: all rows see all of it, and the scores are those of multiply().
+  /// -infinity is masked. `scale` is 1, or so far from 0 and from infinity that neither it times 2 nor a difference of
+  /// scores overflows. A weight of exp(x) is within 2 + 4 |x| units in the last place of the true one: two for the
+  /// exponential, and what the roundings of x make of it.
+  void (*begin_weights)(StripScores& scores, const TileRange* seen, TileRange range, float scale,
+                        StripSoftmax& softmax);
 
-  /// blended row r = factor[r] * itself + sum over j in `range` of weights[r * tile_keys + j] * value j. Blended rows
-  /// are padded(width) apart.
-  void (*blend)(const float* weights, const float* factor, const float* values, std::int64_t width, TileRange range,
-                const Ahead& ahead, float* blended);
+  /// Takes the exponentials that are left, and adds the weights to the sums.
+  void (*end_weights)(StripScores& scores, StripSoftmax& softmax);
+
+  /// blended row r = factor[r] * itself + sum over keys j in `range` of the weight of row r and key j, times value j.
+  /// Blended rows are padded(width) apart. Between its products it takes exponentials of another strip, `beside`, where
+  /// they cost little; null: there is none.
+  void (*blend)(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
+                TileRange range, const Ahead& ahead, StripScores* beside, float* blended);
 
   /// row[c] /= divisor, up to padded(width).
   void (*divide)(float* row, std::int64_t width, float divisor);

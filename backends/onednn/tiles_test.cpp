@@ -85,6 +85,34 @@ StripSoftmax fresh() {
   return softmax;
 }
 
+/// Scores of no key yet.
+StripScores no_scores() {
+  StripScores scores;
+  std::fill(std::begin(scores.values), std::end(scores.values), poison);
+  return scores;
+}
+
+/// Scores that a product has made: of each row and key what `wanted` says. Each query has one channel of its own.
+StripScores multiplied(const TileKernels& kernels, const std::vector<float>& wanted, TileRange range) {
+  Matrix queries(kernels.strip, kernels.strip), keys(tile_keys, kernels.strip);
+  for (std::int64_t r = 0; r < kernels.strip; ++r) {
+    const auto row = static_cast<std::size_t>(r);
+    for (std::int64_t c = 0; c < kernels.strip; ++c) queries.rows[row][static_cast<std::size_t>(c)] = r == c ? 1 : 0;
+    for (std::size_t j = 0; j < keys.rows.size(); ++j) keys.rows[j][row] = wanted[row * keys.rows.size() + j];
+  }
+  const std::vector<float> left = parts_of_queries(kernels, queries, kernels.strip);
+  const std::vector<float> right = panels_of_keys(kernels, keys, 0, tile_keys, kernels.strip);
+  StripScores scores = no_scores();
+  kernels.multiply(left.data(), right.data(), kernels.strip, range, {}, scores);
+  return scores;
+}
+
+void weigh(const TileKernels& kernels, StripScores& scores, const TileRange* seen, TileRange range, float scale,
+           StripSoftmax& softmax) {
+  kernels.begin_weights(scores, seen, range, scale, softmax);
+  kernels.end_weights(scores, softmax);
+}
+
 bool near(float got, double wanted, double size) {
   return std::abs(static_cast<double>(got) - wanted) <= 1e-5 * size + 1e-30;
 }
@@ -100,8 +128,8 @@ TEST_CASE("the products of a strip with a tile's keys are right, for any width a
         const Matrix queries(kernels.strip, width), keys(range.end - range.begin, width);
         const std::vector<float> left = parts_of_queries(kernels, queries, width);
         const std::vector<float> right = panels_of_keys(kernels, keys, range.begin, range.end - range.begin, width);
-        std::vector<float> scores = floats(kernels.strip * tile_keys, poison);
-        kernels.multiply(left.data(), right.data(), width, range, far_ahead, scores.data());
+        StripScores scores = no_scores();
+        kernels.multiply(left.data(), right.data(), width, range, far_ahead, scores);
         bool right_sums = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           for (std::int64_t j = range.begin; j < range.end; ++j) {
@@ -110,7 +138,7 @@ TEST_CASE("the products of a strip with a tile's keys are right, for any width a
               const double term = queries.at(r, c) * keys.at(j - range.begin, c);
               sum += term, size += std::abs(term);
             }
-            right_sums = right_sums && near(scores[static_cast<std::size_t>(r * tile_keys + j)], sum, size);
+            right_sums = right_sums && near(scores.values[r * tile_keys + j], sum, size);
           }
         }
         CHECK(right_sums);
@@ -130,20 +158,21 @@ TEST_CASE("a blend multiplies what is there and adds the weighted values of its 
         std::vector<float> panels = floats(tile_keys * wide, poison), scales = floats(count, 0);
         std::generate(scales.begin(), scales.end(), number);
         kernels.pack(values.block(0, count), scales.data(), range.begin, tile_keys, panels.data());
-        std::vector<float> weights = floats(kernels.strip * tile_keys, poison), factor = floats(kernels.strip, 0);
+        StripScores weights = no_scores();
+        std::vector<float> factor = floats(kernels.strip, 0);
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
-          std::generate_n(weights.begin() + r * tile_keys + range.begin, count, number);
+          std::generate_n(weights.values + r * tile_keys + range.begin, count, number);
         }
         std::generate(factor.begin(), factor.end(), number);
         std::vector<float> blended = floats(kernels.strip * wide, 2.0f);
-        kernels.blend(weights.data(), factor.data(), panels.data(), width, range, far_ahead, blended.data());
+        kernels.blend(weights, factor.data(), panels.data(), width, range, far_ahead, nullptr, blended.data());
         kernels.divide(blended.data(), width, 4);
         bool right = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           for (std::int64_t c = 0; c < width; ++c) {
             double sum = 2 * static_cast<double>(factor[static_cast<std::size_t>(r)]), size = std::abs(sum);
             for (std::int64_t j = 0; j < count; ++j) {
-              const float weight = weights[static_cast<std::size_t>(r * tile_keys + range.begin + j)];
+              const float weight = weights.values[r * tile_keys + range.begin + j];
               const double term = static_cast<double>(weight) *
                                   static_cast<double>(scales[static_cast<std::size_t>(j)]) * values.at(j, c);
               sum += term, size += std::abs(term);
@@ -168,18 +197,18 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
     std::vector<std::vector<double>> logits(static_cast<std::size_t>(kernels.strip));
     for (std::int64_t t = 0; t < tiles; ++t) {
       const TileRange range{t == 0 ? 3 : 0, t == tiles - 1 ? 101 : tile_keys};
-      std::vector<float> scores = floats(kernels.strip * tile_keys, poison);
+      StripScores scores = no_scores();
       TileRange seen[most_strip_rows];
       for (std::int64_t r = 0; r < kernels.strip; ++r) {
         // Row 0 sees nothing at all, row 2 nothing but masked keys; the others begin later and end earlier.
         seen[r] = r == 0 ? TileRange{range.begin, range.begin} : TileRange{range.begin + r, range.end - 2 * r};
         for (std::int64_t j = seen[r].begin; j < seen[r].end; ++j) {
           const float score = r == 2 || j % 5 == 4 ? -infinity : 4 * number() + static_cast<float>(t);
-          scores[static_cast<std::size_t>(r * tile_keys + j)] = score;
+          scores.values[r * tile_keys + j] = score;
           logits[static_cast<std::size_t>(r)].push_back(static_cast<double>(score) * static_cast<double>(scale));
         }
       }
-      kernels.weigh(scores.data(), seen, range, scale, softmax);
+      weigh(kernels, scores, seen, range, scale, softmax);
       for (std::int64_t r = 0; r < kernels.strip; ++r) {
         const double largest = static_cast<double>(softmax.largest[r]) * static_cast<double>(scale);
         std::size_t next =
@@ -189,7 +218,7 @@ TEST_CASE("weights over several tiles are a softmax over the keys that a row see
           const bool sees = j >= seen[r].begin && j < seen[r].end;
           const double logit = sees ? logits[static_cast<std::size_t>(r)][next++] : -static_cast<double>(infinity);
           const double wanted = std::isinf(logit) ? 0 : std::exp(logit - largest);
-          right = right && near(scores[static_cast<std::size_t>(r * tile_keys + j)], wanted, wanted);
+          right = right && near(scores.values[r * tile_keys + j], wanted, wanted);
         }
         CHECK(right);
       }
@@ -213,14 +242,14 @@ TEST_CASE("the largest of huge logits has the weight 1, whatever the rounding of
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
     StripSoftmax softmax = fresh();
-    std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
-    for (float& score : scores) score = 8 * number();
-    const std::vector<float> before = scores;
-    kernels.weigh(scores.data(), nullptr, {0, tile_keys}, scale, softmax);
+    std::vector<float> before = floats(kernels.strip * tile_keys, 0);
+    for (float& score : before) score = 8 * number();
+    StripScores scores = multiplied(kernels, before, {0, tile_keys});
+    weigh(kernels, scores, nullptr, {0, tile_keys}, scale, softmax);
     for (std::int64_t r = 0; r < kernels.strip; ++r) {
       const auto row = before.begin() + r * tile_keys;
       const std::int64_t place = std::max_element(row, row + tile_keys) - row;
-      CHECK(scores[static_cast<std::size_t>(r * tile_keys + place)] == 1);
+      CHECK(scores.values[r * tile_keys + place] == 1);
       CHECK(softmax.sum[r] == 1);
       CHECK(softmax.largest[r] == row[place]);
     }
@@ -234,15 +263,15 @@ TEST_CASE("a row has the same bits wherever it stands in a strip and whatever it
     std::generate(row.begin(), row.end(), number);
     std::vector<float> first;
     for (std::int64_t place = 0; place < kernels.strip; ++place) {
-      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
-      std::generate(scores.begin(), scores.end(), number);
-      std::copy(row.begin(), row.end(), scores.begin() + place * tile_keys);
+      StripScores scores;
+      std::generate(std::begin(scores.values), std::end(scores.values), number);
+      std::copy(row.begin(), row.end(), scores.values + place * tile_keys);
       TileRange seen[most_strip_rows];
       for (std::int64_t r = 0; r < kernels.strip; ++r) seen[r] = {20, 20 + 4 * place};
       seen[place] = {20, 77};
       StripSoftmax softmax = fresh();
-      kernels.weigh(scores.data(), seen, {0, 77 + place}, 2, softmax);
-      std::vector<float> got(scores.begin() + place * tile_keys, scores.begin() + place * tile_keys + 77);
+      weigh(kernels, scores, seen, {0, 77 + place}, 2, softmax);
+      std::vector<float> got(scores.values + place * tile_keys, scores.values + place * tile_keys + 77);
       got.push_back(softmax.largest[place]);
       got.push_back(softmax.sum[place]);
       if (place == 0) first = got;
@@ -258,19 +287,19 @@ TEST_CASE("weights are as good as the roundings of their exponents let them be, 
       double worst = 0;
       for (std::int64_t step = 0; step < 140; ++step) {
         // Below the first key's, whose weight is 1.
-        std::vector<float> scores = floats(kernels.strip * tile_keys, 1 / scale);
+        std::vector<float> before = floats(kernels.strip * tile_keys, 1 / scale);
         for (std::int64_t j = 1; j < tile_keys; ++j) {
-          scores[static_cast<std::size_t>(j)] -= (static_cast<float>(step) + (number() + 1) / 2) / scale;
+          before[static_cast<std::size_t>(j)] -= (static_cast<float>(step) + (number() + 1) / 2) / scale;
         }
-        const std::vector<float> before = scores;
+        StripScores scores = multiplied(kernels, before, {0, tile_keys});
         StripSoftmax softmax = fresh();
-        kernels.weigh(scores.data(), nullptr, {0, tile_keys}, scale, softmax);
-        CHECK(scores[0] == 1);
+        weigh(kernels, scores, nullptr, {0, tile_keys}, scale, softmax);
+        CHECK(scores.values[0] == 1);
         for (std::int64_t j = 1; j < tile_keys; ++j) {
           const auto i = static_cast<std::size_t>(j);
           const double logit =
               (static_cast<double>(before[i]) - static_cast<double>(before[0])) * static_cast<double>(scale);
-          worst = std::max(worst, off_by(scores[i], logit));
+          worst = std::max(worst, off_by(scores.values[j], logit));
         }
       }
       INFO(each->name << ", scale " << scale << ": " << worst << " of what is allowed");
@@ -282,24 +311,61 @@ TEST_CASE("weights are as good as the roundings of their exponents let them be, 
 TEST_CASE("rows that all see a part of a tile have the same bits whether that is said of each or of all") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
-    for (const TileRange range : {TileRange{0, 37}, {5, 128}, {17, 18}}) {
-      std::vector<float> scores = floats(kernels.strip * tile_keys, 0);
-      std::generate(scores.begin(), scores.end(), number);
-      std::vector<float> others = scores;
+    for (const TileRange range : {TileRange{0, tile_keys}, {32, 96}, {0, 16}, {0, 37}, {5, 128}, {17, 18}}) {
+      std::vector<float> wanted = floats(kernels.strip * tile_keys, 0);
+      std::generate(wanted.begin(), wanted.end(), number);
+      StripScores scores = multiplied(kernels, wanted, range), others = scores;
       TileRange seen[most_strip_rows];
       std::fill(std::begin(seen), std::end(seen), range);
       StripSoftmax one = fresh(), other = fresh();
-      kernels.weigh(scores.data(), nullptr, range, 2, one);
-      kernels.weigh(others.data(), seen, range, 2, other);
-      CHECK(scores == others);
+      weigh(kernels, scores, nullptr, range, 2, one);
+      weigh(kernels, others, seen, range, 2, other);
       for (std::int64_t r = 0; r < kernels.strip; ++r) {
         CHECK(one.sum[r] == other.sum[r]);
         CHECK(one.largest[r] == other.largest[r]);
         double sum = 0;
+        bool same = true;
         for (std::int64_t j = range.begin; j < range.end; ++j) {
-          sum += static_cast<double>(scores[static_cast<std::size_t>(r * tile_keys + j)]);
+          same = same && scores.values[r * tile_keys + j] == others.values[r * tile_keys + j];
+          sum += static_cast<double>(scores.values[r * tile_keys + j]);
         }
+        CHECK(same);
         CHECK(near(one.sum[r], sum, sum));
+      }
+    }
+  }
+}
+
+TEST_CASE("weights that come about beside another strip's products have the same bits, and so have the products") {
+  for (const RowKernels* const each : row_kernels()) {
+    const TileKernels& kernels = *each->tiles;
+    for (const std::int64_t width : {1, 20, 64, 128}) {
+      // Of the other strip, whose products are too few for all exponentials or leave room beside them.
+      for (const TileRange other : {TileRange{0, tile_keys}, {60, 61}, {13, 50}}) {
+        for (const TileRange range : {TileRange{0, tile_keys}, {7, 8}, {31, 77}}) {
+          INFO(each->name << ", width " << width << ", keys " << range.begin << " to " << range.end << " beside "
+                          << other.begin << " to " << other.end);
+          std::vector<float> wanted = floats(kernels.strip * tile_keys, 0), factor = floats(kernels.strip, 0.5f);
+          std::generate(wanted.begin(), wanted.end(), number);
+          StripScores alone = multiplied(kernels, wanted, range), beside = alone;
+          const StripScores weights = multiplied(kernels, wanted, other);
+          const Matrix values(tile_keys, width);
+          std::vector<float> panels = floats(tile_keys * padded(width), poison);
+          kernels.pack(values.block(0, tile_keys), nullptr, 0, tile_keys, panels.data());
+          std::vector<float> blended = floats(kernels.strip * padded(width), 2), others = blended;
+          StripSoftmax one = fresh(), another = fresh();
+          weigh(kernels, alone, nullptr, range, 2, one);
+          kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, nullptr, blended.data());
+          kernels.begin_weights(beside, nullptr, range, 2, another);
+          kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, &beside, others.data());
+          kernels.end_weights(beside, another);
+          CHECK(blended == others);
+          for (std::int64_t r = 0; r < kernels.strip; ++r) {
+            const float* const row = alone.values + r * tile_keys;
+            CHECK(std::equal(row + range.begin, row + range.end, beside.values + r * tile_keys + range.begin));
+            CHECK(one.sum[r] == another.sum[r]);
+          }
+        }
       }
     }
   }

@@ -8,8 +8,8 @@
 
 namespace attest::onednn {
 
-/// How far a weight is from exp(logit), logit <= 0, as a part of what is allowed (TileKernels::weigh). Below the least
-/// float it has to be 0. Infinity for NaN, which the largest of some numbers would not show.
+/// How far a weight is from exp(logit), logit <= 0, as a part of what is allowed (TileKernels::begin_weights). Below
+/// the least float it has to be 0. Infinity for NaN, which the largest of some numbers would not show.
 inline double off_by(float weight, double logit) {
   if (std::isnan(weight) || (logit < -105 && weight != 0)) return std::numeric_limits<double>::infinity();
   if (logit < -105) return 0;
