@@ -27,10 +27,6 @@ void fetch(const RowsAhead& ahead) {
   for (std::int64_t i = 0; i < ahead.count; ++i) fetch_row(ahead.row[i], ahead.bytes);
 }
 
-bool empty(TileRange range) {
-  return range.begin >= range.end;
-}
-
 std::int64_t parts_of(std::int64_t whole, std::int64_t part) {
   return (whole + part - 1) / part;
 }
@@ -166,34 +162,31 @@ const Attention::Task* Attention::attend(const Step& step, const Task& task, Tas
     while (begun < strips && first_tile(begun) == tile) ++begun;
     // The last strip packs what the one before has asked for.
     const std::int64_t from = done, portion = parts_of(tile_keys, std::max<std::int64_t>(1, begun - from - 1));
-    const Coming in{coming, portion};
+    const Coming arriving{coming, portion};
     const auto taken_after = [&](std::int64_t s) -> RowsAhead {  // Queries.
-      if (s + 1 >= taken && s + 1 < begun) {
-        const Strip strip = strip_of(task, s + 1, space);
-        return queries_of(step, task, strip.rows, strip.count, space);
-      }
+      if (s + 1 >= taken && s + 1 < begun) return queries_of(step, task, strip_of(task, s + 1, tile, space), space);
       if (!last || s + 1 < strips || coming == nullptr) return {};
       Row first[most_strip_rows];
-      const std::int64_t count = std::min(kernels_.strip, coming->count);
-      list_rows(step, *coming, 0, count, first);
-      return queries_of(step, *coming, first, count, space);
+      Strip strip{};
+      strip.rows = first, strip.count = std::min(kernels_.strip, coming->count);
+      list_rows(step, *coming, 0, strip.count, first);
+      return queries_of(step, *coming, strip, space);
     };
-    // The weights of a strip come about beside the products of the one before, which has waited for that.
+    // A strip's exponentials are taken beside the products of the one before, which waits for them.
+    Strip before{};
     for (std::int64_t s = from; s <= begun; ++s) {
-      StripScores &scores = space.scores[s % 2], &before = space.scores[1 - s % 2];
-      StripScores* beside = nullptr;
+      Strip strip{};
       if (s < begun) {
-        const Strip strip = strip_of(task, s, space);
+        strip = strip_of(task, s, tile, space);
         if (s >= taken) take_queries(step, task, strip);
-        score(step, task, tile, strip, in, taken_after(s), space, scores);
-        if (!empty(range_of(strip, tile))) beside = &scores;
+        score(step, task, tile, strip, arriving, taken_after(s), space);
       }
       if (s > from) {
-        const Strip strip = strip_of(task, s - 1, space);
-        blend(step, tile, strip, in, space, before, beside);
-        if (last_tile(s - 1) == tile) finish(step, task, strip), ++done;
+        blend(step, before, arriving, strip.sees() ? strip.scores : nullptr, space);
+        if (last_tile(s - 1) == tile) finish(step, task, before), ++done;
       }
-      if (beside != nullptr) kernels_.end_weights(scores, *strip_of(task, s, space).softmax);
+      if (strip.sees()) kernels_.end_weights(*strip.scores, *strip.softmax);
+      before = strip;
     }
     if (coming != nullptr) bring_rest(step, *coming, space);
   }
@@ -213,20 +206,27 @@ void Attention::list_rows(const Step& step, const Task& task, std::int64_t first
   }
 }
 
-/// A task's strip number s.
-Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, Workspace& space) const {
-  const std::int64_t from = s * kernels_.strip;
-  return {space.rows.data() + from, std::min(kernels_.strip, task.count - from), space.queries + s * strip_queries(),
-          space.blended + from * padded(v_dim_), &space.softmax[static_cast<std::size_t>(s)]};
+/// A task's strip number s, at a tile.
+Attention::Strip Attention::strip_of(const Task& task, std::int64_t s, std::int64_t tile, Workspace& space) const {
+  const std::int64_t from = s * kernels_.strip, count = std::min(kernels_.strip, task.count - from);
+  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
+  const Row* const rows = space.rows.data() + from;
+  return {rows,
+          count,
+          {in_tile(rows[0].seen.begin), in_tile(rows[count - 1].seen.end)},
+          space.queries + s * strip_queries(),
+          space.blended + from * padded(v_dim_),
+          &space.softmax[static_cast<std::size_t>(s)],
+          &space.scores[s % 2]};
 }
 
-/// The queries of some rows of a task.
-RowsAhead Attention::queries_of(const Step& step, const Task& task, const Row* rows, std::int64_t count,
-                                Workspace& space) const {
-  for (std::int64_t r = 0; r < count; ++r) {
-    space.soon[r] = reinterpret_cast<const char*>(step.query.floats(task.sequence, rows[r].query, rows[r].head));
+/// A strip's queries.
+RowsAhead Attention::queries_of(const Step& step, const Task& task, const Strip& strip, Workspace& space) const {
+  for (std::int64_t r = 0; r < strip.count; ++r) {
+    const Row& row = strip.rows[r];
+    space.soon[r] = reinterpret_cast<const char*>(step.query.floats(task.sequence, row.query, row.head));
   }
-  return {space.soon, count, qk_dim_ * std::int64_t{sizeof(float)}};
+  return {space.soon, strip.count, qk_dim_ * std::int64_t{sizeof(float)}};
 }
 
 /// Floats of a strip's queries.
@@ -254,25 +254,20 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
   std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
 }
 
-/// What a strip sees of a tile, from its first row's first key to its last row's last one.
-TileRange Attention::range_of(const Strip& strip, std::int64_t tile) const {
-  const auto in_tile = [&](std::int64_t position) { return std::clamp<std::int64_t>(position - tile, 0, tile_keys); };
-  return {in_tile(strip.rows[0].seen.begin), in_tile(strip.rows[strip.count - 1].seen.end)};
-}
-
-/// The way to a strip's weights for a tile up to the exponentials.
+/// The way to a strip's weights up to the exponentials. Its scores stay as they are if it sees nothing of the tile.
 void Attention::score(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
-                      const RowsAhead& queries, Workspace& space, StripScores& scores) const {
+                      const RowsAhead& queries, Workspace& space) const {
   Ahead ahead{{}, queries};
   if (coming.task != nullptr) {
     bring(step.key, *coming.task, *space.key_source, space.next_keys);
     ahead.rows = space.key_source->fetch(coming.portion);
   }
-  const TileRange range = range_of(strip, tile);
-  if (empty(range)) {
+  if (!strip.sees()) {
     fetch(ahead.rows), fetch(ahead.more);
     return;
   }
+  StripScores& scores = *strip.scores;
+  const TileRange range = strip.range;
   kernels_.multiply(strip.queries, space.keys, qk_dim_, range, ahead, scores);
   const Row* const rows = strip.rows;
   // What a row sees begins and ends no earlier than the row's before it.
@@ -296,19 +291,19 @@ void Attention::score(const Step& step, const Task& task, std::int64_t tile, con
   kernels_.begin_weights(scores, seen, range, late_scale_.value_or(1), *strip.softmax);
 }
 
-void Attention::blend(const Step& step, std::int64_t tile, const Strip& strip, const Coming& coming, Workspace& space,
-                      const StripScores& weights, StripScores* beside) const {
+/// Adds the values by a strip's weights, and meanwhile takes the exponentials of the strip after, if it has any.
+void Attention::blend(const Step& step, const Strip& strip, const Coming& coming, StripScores* beside,
+                      Workspace& space) const {
   Ahead ahead;
   if (coming.task != nullptr) {
     bring(step.value, *coming.task, *space.value_source, space.next_values);
     ahead.rows = space.value_source->fetch(coming.portion);
   }
-  const TileRange range = range_of(strip, tile);
-  if (empty(range)) {
+  if (!strip.sees()) {
     fetch(ahead.rows);
     return;
   }
-  kernels_.blend(weights, strip.softmax->factor, space.values, v_dim_, range, ahead, beside, strip.blended);
+  kernels_.blend(*strip.scores, strip.softmax->factor, space.values, v_dim_, strip.range, ahead, beside, strip.blended);
 }
 
 /// What is left of a tile.

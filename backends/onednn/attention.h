@@ -58,8 +58,12 @@ class Attention {
   struct Strip {
     const Row* rows;
     std::int64_t count;
+    TileRange range;  ///< What they see of the tile, from the first row's first key to the last row's last one.
     float *queries, *blended;
     StripSoftmax* softmax;
+    StripScores* scores;
+
+    [[nodiscard]] bool sees() const { return range.begin < range.end; }
   };
   /// What comes in while a strip attends to a tile.
   struct Coming {
@@ -71,7 +75,7 @@ class Attention {
     Scratch floats;
     // Parts of it, at multiples of 64 bytes.
     float *queries, *keys, *values, *next_keys, *next_values, *blended, *extra;
-    StripScores scores[2];  ///< Of a strip, and of the one before.
+    StripScores scores[2];  ///< Of strip s: [s % 2].
     std::vector<Row> rows;
     std::vector<StripSoftmax> softmax;
     const char* soon[most_strip_rows];                   ///< Queries that are asked for.
@@ -83,15 +87,13 @@ class Attention {
   void list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const;
   const Task* attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const;
   void list_rows(const Step& step, const Task& task, std::int64_t first, std::int64_t count, Row* rows) const;
-  [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, Workspace& space) const;
+  [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, std::int64_t tile, Workspace& space) const;
   [[nodiscard]] std::int64_t strip_queries() const;
-  RowsAhead queries_of(const Step& step, const Task& task, const Row* rows, std::int64_t count, Workspace& space) const;
+  RowsAhead queries_of(const Step& step, const Task& task, const Strip& strip, Workspace& space) const;
   void take_queries(const Step& step, const Task& task, const Strip& strip) const;
-  [[nodiscard]] TileRange range_of(const Strip& strip, std::int64_t tile) const;
   void score(const Step& step, const Task& task, std::int64_t tile, const Strip& strip, const Coming& coming,
-             const RowsAhead& queries, Workspace& space, StripScores& scores) const;
-  void blend(const Step& step, std::int64_t tile, const Strip& strip, const Coming& coming, Workspace& space,
-             const StripScores& weights, StripScores* beside) const;
+             const RowsAhead& queries, Workspace& space) const;
+  void blend(const Step& step, const Strip& strip, const Coming& coming, StripScores* beside, Workspace& space) const;
   void bring_rest(const Step& step, const Task& task, Workspace& space) const;
   void bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const;
   void append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const;

@@ -122,7 +122,8 @@ void transpose(const RowList& rows, const float* scales, std::int64_t first, flo
 
 static_assert(query_part == tile_keys, "both products step through their rows in the same way");
 
-// What stands beside a product gets a turn for each `every` elements of its depth.
+// What is done meanwhile gets a turn for each `every` elements of a product's depth. It is forced inline, or its state
+// would go through memory at each turn.
 constexpr std::int64_t turns_of(std::int64_t blocks, std::int64_t depth, std::int64_t every) {
   return blocks * ((depth + every - 1) / every);
 }
@@ -156,12 +157,12 @@ class Fetches {
 
 /// sum[r][v] += row r times column v's vectors, over `depth` elements. Element k of row r lies at
 /// rows[r * tile_keys + k].
-template <std::int64_t vectors, class Beside>
-inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth, Beside& beside,
-                         Floats (&sum)[strip][vectors]) {
-  for (std::int64_t left = depth; left > 0; left -= Beside::every) {
-    beside.some();
-    for (std::int64_t k = left < Beside::every ? left : Beside::every; k > 0; --k, ++rows, panels += lanes) {
+template <std::int64_t vectors, class Meanwhile>
+ATTEST_INLINE inline void multiply_add(const float* rows, const float* panels, std::int64_t apart, std::int64_t depth,
+                                       Meanwhile& meanwhile, Floats (&sum)[strip][vectors]) {
+  for (std::int64_t left = depth; left > 0; left -= Meanwhile::every) {
+    meanwhile.some();
+    for (std::int64_t k = left < Meanwhile::every ? left : Meanwhile::every; k > 0; --k, ++rows, panels += lanes) {
       Floats column[vectors];
 #pragma GCC unroll 2
       for (std::int64_t v = 0; v < vectors; ++v) column[v] = load_floats(panels + v * apart);
@@ -267,7 +268,7 @@ class Exponentials {
   ~Exponentials() { scores_.row = row_, scores_.at = at_; }
 
   [[nodiscard]] bool done() const { return row_ == strip; }
-  void next() {
+  ATTEST_INLINE void next() {
     float* const at = scores_.values + row_ * tile_keys + at_;
     float* const sum = scores_.sum + row_ * lanes;
     const Floats weights = exponential_of_two((load_floats(at) - scores_.base[row_]) * scale_);
@@ -297,7 +298,7 @@ void end_weights(StripScores& scores, StripSoftmax& softmax) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The products with values
 
-/// Fetches, and exponentials: alone, they wait for each other and for their own results, and the multipliers with them.
+/// Fetches, and exponentials, which alone would wait for each other's results, and the multipliers with them.
 class FetchesAndExponentials {
  public:
   // So that a strip's exponentials are done after 64 channels of as many keys.
@@ -305,25 +306,24 @@ class FetchesAndExponentials {
 
   FetchesAndExponentials(const Ahead& ahead, std::int64_t turns, StripScores& scores)
       : fetches_(ahead, (turns + fetch_turn - 1) / fetch_turn), exponentials_(scores) {}
-  void some() {
+  ATTEST_INLINE void some() {
     if (turn_++ % fetch_turn == 0) fetches_.some();
     if (!exponentials_.done()) exponentials_.next();
   }
 
  private:
+  static_assert(Fetches::every % every == 0);
   static constexpr std::int64_t fetch_turn = Fetches::every / every;
   Fetches fetches_;
   Exponentials exponentials_;
   std::int64_t turn_ = 0;
 };
 
-// Inlined by order, in what follows: else the state of what stands beside would be in memory, for each turn.
-
 /// Channels [c, c + vectors * lanes).
-template <std::int64_t vectors, class Beside>
-[[gnu::always_inline]] inline void blend_channels(const float* weights, const float* factor, const float* values,
-                                                  std::int64_t apart, std::int64_t c, TileRange range, Beside& beside,
-                                                  float* blended) {
+template <std::int64_t vectors, class Meanwhile>
+ATTEST_INLINE inline void blend_channels(const float* weights, const float* factor, const float* values,
+                                         std::int64_t apart, std::int64_t c, TileRange range, Meanwhile& meanwhile,
+                                         float* blended) {
   Floats sum[strip][vectors];
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
@@ -333,7 +333,7 @@ template <std::int64_t vectors, class Beside>
     }
   }
   multiply_add<vectors>(weights + range.begin, values + c * tile_keys + range.begin * lanes, tile_keys * lanes,
-                        range.end - range.begin, beside, sum);
+                        range.end - range.begin, meanwhile, sum);
 #pragma GCC unroll 16
   for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
@@ -341,26 +341,28 @@ template <std::int64_t vectors, class Beside>
   }
 }
 
-template <class Beside>
-[[gnu::always_inline]] inline void blend_all(const float* weights, const float* factor, const float* values,
-                                             std::int64_t width, TileRange range, Beside& beside, float* blended) {
+template <class Meanwhile>
+ATTEST_INLINE inline void blend_panels(const float* weights, const float* factor, const float* values,
+                                       std::int64_t width, TileRange range, Meanwhile& meanwhile, float* blended) {
   const std::int64_t apart = padded(width);
   std::int64_t c = 0;
   for (; c + lanes < width; c += strip_vectors * lanes) {
-    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, beside, blended);
+    blend_channels<strip_vectors>(weights, factor, values, apart, c, range, meanwhile, blended);
   }
-  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, beside, blended);
+  if (c < width) blend_channels<1>(weights, factor, values, apart, c, range, meanwhile, blended);
 }
 
 void blend_strip(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
                  TileRange range, const Ahead& ahead, StripScores* beside, float* blended) {
+  // Which of the two a strip gets depends on what comes after it. Their bits are the same as long as the compiler
+  // contracts both alike, which a test sees; add_product() would cost half a percent of prefill.
   const auto turns = [&](std::int64_t every) { return turns_of(blocks_of(width), range.end - range.begin, every); };
   if (beside == nullptr) {
     Fetches fetches(ahead, turns(Fetches::every));
-    blend_all(weights.values, factor, values, width, range, fetches, blended);
+    blend_panels(weights.values, factor, values, width, range, fetches, blended);
   } else {
     FetchesAndExponentials both(ahead, turns(FetchesAndExponentials::every), *beside);
-    blend_all(weights.values, factor, values, width, range, both, blended);
+    blend_panels(weights.values, factor, values, width, range, both, blended);
   }
 }
 

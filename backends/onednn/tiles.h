@@ -55,15 +55,17 @@ struct StripSoftmax {
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
 };
 
-/// What a strip makes of a tile of keys: scores, then weights.
+/// What a strip makes of a tile of keys: scores by multiply(), begin_weights(), the exponentials, at once or beside
+/// another strip's blend(), end_weights(), and now they are weights.
 struct StripScores {
   alignas(64) float values[most_strip_rows * tile_keys];  ///< Of row r and key j: [r * tile_keys + j].
-  // By row and lane.
+  // Of row r, lane by lane: [r * lanes + lane].
   alignas(64) float largest[most_strip_rows * row_padding];  ///< Of the scores that multiply() wrote.
   alignas(64) float sum[most_strip_rows * row_padding];      ///< Of the weights that there are.
-  // What begin_weights() leaves to others: scores [begin, end) of all rows from value `at` of row `row` on.
-  alignas(64) float base[most_strip_rows];  ///< Subtracted from a row's scores,
-  float scale;                              ///< of which the power of two is taken, times this.
+  // The exponentials that are left: of values [begin, end) of the rows from `row` on, of that one from value `at` on.
+  // The weight is 2^((score - base[r]) * scale).
+  alignas(64) float base[most_strip_rows];
+  float scale;
   std::int64_t begin, end, row, at;
 };
 
@@ -86,10 +88,10 @@ struct TileKernels {
                    StripScores& scores);
 
   /// Begins to turn scores into weights: exp(scale * (score - largest)) where seen[r] holds the key, 0 elsewhere in
-  /// `range` and in the vectors at its ends. Null: all rows see all of it, and the scores are those of multiply().
-  /// -infinity is masked. `scale` is 1, or so far from 0 and from infinity that neither it times 2 nor a difference of
-  /// scores overflows. A weight of exp(x) is within 2 + 4 |x| units in the last place of the true one: two for the
-  /// exponential, and what the roundings of x make of it.
+  /// `range` and in the vectors at its ends. Null: all rows see all of it, and the scores are what multiply() left, for
+  /// this very range. -infinity is masked. `scale` is 1, or so far from 0 and from infinity that neither it times 2 nor
+  /// a difference of scores overflows. A weight of exp(x) is within 2 + 4 |x| units in the last place of the true one:
+  /// two for the exponential, and what the roundings of x make of it. The softmax lacks nothing but the sum then.
   void (*begin_weights)(StripScores& scores, const TileRange* seen, TileRange range, float scale,
                         StripSoftmax& softmax);
 
@@ -97,8 +99,8 @@ struct TileKernels {
   void (*end_weights)(StripScores& scores, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over keys j in `range` of the weight of row r and key j, times value j.
-  /// Blended rows are padded(width) apart. Between its products it takes exponentials of another strip, `beside`, where
-  /// they cost little; null: there is none.
+  /// Blended rows are padded(width) apart. Between its products it takes exponentials of another strip, `beside`, which
+  /// has begun; null: there is none.
   void (*blend)(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
                 TileRange range, const Ahead& ahead, StripScores* beside, float* blended);
 

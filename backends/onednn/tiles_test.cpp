@@ -85,10 +85,12 @@ StripSoftmax fresh() {
   return softmax;
 }
 
-/// Scores of no key yet.
+/// What lies where scores come to lie.
 StripScores no_scores() {
-  StripScores scores;
-  std::fill(std::begin(scores.values), std::end(scores.values), poison);
+  StripScores scores{};
+  const auto all = [](auto& floats, float value) { std::fill(std::begin(floats), std::end(floats), value); };
+  all(scores.values, poison), all(scores.sum, poison), all(scores.base, poison);
+  all(scores.largest, infinity);  // Of NaN and a number the larger one would be the number.
   return scores;
 }
 
@@ -263,7 +265,7 @@ TEST_CASE("a row has the same bits wherever it stands in a strip and whatever it
     std::generate(row.begin(), row.end(), number);
     std::vector<float> first;
     for (std::int64_t place = 0; place < kernels.strip; ++place) {
-      StripScores scores;
+      StripScores scores = no_scores();
       std::generate(std::begin(scores.values), std::end(scores.values), number);
       std::copy(row.begin(), row.end(), scores.values + place * tile_keys);
       TileRange seen[most_strip_rows];
@@ -345,25 +347,33 @@ TEST_CASE("weights that come about beside another strip's products have the same
         for (const TileRange range : {TileRange{0, tile_keys}, {7, 8}, {31, 77}}) {
           INFO(each->name << ", width " << width << ", keys " << range.begin << " to " << range.end << " beside "
                           << other.begin << " to " << other.end);
-          std::vector<float> wanted = floats(kernels.strip * tile_keys, 0), factor = floats(kernels.strip, 0.5f);
+          std::vector<float> wanted = floats(kernels.strip * tile_keys, 0), factor = floats(kernels.strip, 0);
           std::generate(wanted.begin(), wanted.end(), number);
+          std::generate(factor.begin(), factor.end(), number);
           StripScores alone = multiplied(kernels, wanted, range), beside = alone;
           const StripScores weights = multiplied(kernels, wanted, other);
           const Matrix values(tile_keys, width);
           std::vector<float> panels = floats(tile_keys * padded(width), poison);
           kernels.pack(values.block(0, tile_keys), nullptr, 0, tile_keys, panels.data());
-          std::vector<float> blended = floats(kernels.strip * padded(width), 2), others = blended;
+          std::vector<float> blended = floats(kernels.strip * padded(width), 0);
+          std::generate(blended.begin(), blended.end(), number);
+          std::vector<float> others = blended;
           StripSoftmax one = fresh(), another = fresh();
           weigh(kernels, alone, nullptr, range, 2, one);
           kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, nullptr, blended.data());
           kernels.begin_weights(beside, nullptr, range, 2, another);
           kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, &beside, others.data());
+          const bool full = other.begin == 0 && other.end == tile_keys;
+          CHECK((beside.row > 0 || beside.at > beside.begin));
+          CHECK((beside.row == kernels.strip || width < 64 || !full));
           kernels.end_weights(beside, another);
           CHECK(blended == others);
           for (std::int64_t r = 0; r < kernels.strip; ++r) {
             const float* const row = alone.values + r * tile_keys;
             CHECK(std::equal(row + range.begin, row + range.end, beside.values + r * tile_keys + range.begin));
             CHECK(one.sum[r] == another.sum[r]);
+            CHECK(one.largest[r] == another.largest[r]);
+            CHECK(one.factor[r] == another.factor[r]);
           }
         }
       }
