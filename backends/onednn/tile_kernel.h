@@ -218,29 +218,28 @@ void multiply_strip(const float* queries, const float* keys, std::int64_t width,
 // ---------------------------------------------------------------------------------------------------------------------
 // The softmax
 
+/// Lane r of the result is what `operation` makes of row r's lanes.
+template <class Operation>
+inline Floats across_rows(const float* by_lane, Operation&& operation) {
+  Floats row[lanes] = {};
+  for (std::int64_t r = 0; r < strip; ++r) row[r] = load_floats(by_lane + r * lanes);
+  return reduce(row, operation);
+}
+
 void begin_weights(StripScores& scores, const TileRange* seen, TileRange range, float scale, StripSoftmax& softmax) {
   const std::int64_t begin = range.begin / lanes * lanes, end = (range.end + lanes - 1) / lanes * lanes;
-  for (std::int64_t r = 0; r < strip; ++r) {
-    const TileRange its = seen != nullptr ? seen[r] : range;
-    float* const row_scores = scores.values + r * tile_keys;
-    for (std::int64_t j = begin; j < its.begin; ++j) row_scores[j] = minus_infinity;
-    for (std::int64_t j = its.end; j < end; ++j) row_scores[j] = minus_infinity;
-  }
   const bool as_multiplied = seen == nullptr && begin == range.begin && end == range.end;
-  Floats row[lanes];
-  for (std::int64_t r = 0; r < strip; ++r) {
-    if (as_multiplied) {
-      row[r] = load_floats(scores.largest + r * lanes);
-      continue;
-    }
-    const float* const row_scores = scores.values + r * tile_keys;
-    Floats largest = load_floats(row_scores + begin);
-    for (std::int64_t j = begin + lanes; j < end; j += lanes) largest = larger(largest, load_floats(row_scores + j));
-    row[r] = largest;
+  for (std::int64_t r = 0; r < strip && !as_multiplied; ++r) {
+    const TileRange its = seen != nullptr ? seen[r] : range;
+    float* const row = scores.values + r * tile_keys;
+    for (std::int64_t j = begin; j < its.begin; ++j) row[j] = minus_infinity;
+    for (std::int64_t j = its.end; j < end; ++j) row[j] = minus_infinity;
+    Floats largest = load_floats(row + begin);
+    for (std::int64_t j = begin + lanes; j < end; j += lanes) largest = larger(largest, load_floats(row + j));
+    store_floats(largest, scores.largest + r * lanes);
   }
-  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
   const Floats before = load_floats(softmax.largest);
-  const Floats largest = larger(reduce(row, larger), before);
+  const Floats largest = larger(across_rows(scores.largest, larger), before);
   // While all is masked, the difference of two infinities would be NaN.
   const Floats base = largest == minus_infinity ? Floats{} : largest;
   scores.scale = scale * log2_of_e;
@@ -288,10 +287,7 @@ class Exponentials {
 
 void end_weights(StripScores& scores, StripSoftmax& softmax) {
   for (Exponentials left(scores); !left.done();) left.next();
-  Floats row[lanes];
-  for (std::int64_t r = 0; r < strip; ++r) row[r] = load_floats(scores.sum + r * lanes);
-  for (std::int64_t r = strip; r < lanes; ++r) row[r] = Floats{};
-  const Floats sums = reduce(row, [](Floats a, Floats b) { return a + b; });
+  const Floats sums = across_rows(scores.sum, [](Floats a, Floats b) { return a + b; });
   store_floats(load_floats(softmax.sum) * load_floats(softmax.factor) + sums, softmax.sum);
 }
 

@@ -60,7 +60,7 @@ struct StripSoftmax {
 struct StripScores {
   alignas(64) float values[most_strip_rows * tile_keys];  ///< Of row r and key j: [r * tile_keys + j].
   // Of row r, lane by lane: [r * lanes + lane].
-  alignas(64) float largest[most_strip_rows * row_padding];  ///< Of the scores that multiply() wrote.
+  alignas(64) float largest[most_strip_rows * row_padding];  ///< Of the scores.
   alignas(64) float sum[most_strip_rows * row_padding];      ///< Of the weights that there are.
   // The exponentials that are left: of values [begin, end) of the rows from `row` on, of that one from value `at` on.
   // The weight is 2^((score - base[r]) * scale).
