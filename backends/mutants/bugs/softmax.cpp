@@ -41,6 +41,11 @@ std::int64_t one_split(const Numerics& /*n*/, std::int64_t /*tile*/) {
   return 0;
 }
 
+/// Off by a rounding: the maximum's product has one that the difference has not.
+void fuse_difference(std::function<float(float)>& reference) {
+  wrap(reference, [](auto& right, float maximum) { return std::nextafter(right(maximum), minus_infinity); });
+}
+
 /// Maxima and sums along the wrong axis of a tile: over the rows.
 void normalise_over_rows(const Call& c, std::vector<Row>& rows, const float* logits, const float* values,
                          std::int64_t n) {
@@ -70,10 +75,8 @@ const std::vector<Bug> softmax_bugs{
     {"softmax-no-max@constant",
      [](Hooks& k) { k.maximum = [](const Call& c, float, float) { return 10 * c.numerics.units(); }; }},
 
-    {"softmax-fused-difference",  // by a rounding: the maximum's product has one that the difference has not
-     [](Hooks& k) {
-       wrap(k.reference, [](auto& right, float maximum) { return std::nextafter(right(maximum), minus_infinity); });
-     }},
+    {"softmax-fused-difference", [](Hooks& k) { fuse_difference(k.reference); }},
+    {"softmax-fused-difference@merge", [](Hooks& k) { fuse_difference(k.merge_reference); }},
 
     {"max-floor-zero",
      [](Hooks& k) {
