@@ -87,7 +87,7 @@ void Attention::run(const Step& step) {
   // Memory is taken here, because an exception must not leave a parallel region.
   for (int i = 0; i < threads; ++i) lay_out(spaces_[static_cast<std::size_t>(i)], most_rows);
   late_scale_ = logits_.late_scale(step.mask);
-  TaskQueue queue(tasks, static_cast<std::size_t>(threads));
+  TaskQueue<Task> queue(tasks, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Workspace& space = spaces_[static_cast<std::size_t>(omp_get_thread_num())];
@@ -136,7 +136,8 @@ void Attention::list(const Step& step, const Task& task, std::int64_t at, Worksp
 
 /// Attends to a task whose first tile is there as the next one, and answers the task that it has taken to follow, if
 /// any: its first tile is there then.
-const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const {
+const Attention::Task* Attention::attend(const Step& step, const Task& task, TaskQueue<Task>& queue,
+                                         Workspace& space) const {
   list_rows(step, task, 0, task.count, space.rows.data());
   for (const KvRows* const of : {&step.key, &step.value}) {  // What it does not see.
     append(*of, task, task.appended.begin, task.seen.begin);

@@ -3,7 +3,6 @@
 // them go flash_decode.h's way.
 #pragma once
 
-#include <atomic>
 #include <attest/backend.hpp>
 #include <cstdint>
 #include <optional>
@@ -13,6 +12,7 @@
 #include "flash_decode.h"
 #include "heads.h"
 #include "logits.h"
+#include "task_queue.h"
 #include "tile_source.h"
 #include "tiles.h"
 
@@ -32,23 +32,6 @@ class Attention {
     std::int64_t sequence, kv_head, first, count;
     abi::KeyRange seen;      ///< From its first row's first key to its last row's last one.
     abi::KeyRange appended;  ///< New tokens that it brings into the cache, if that is attention's to do.
-  };
-  /// Gives each task to one thread, in their order.
-  class TaskQueue {
-   public:
-    TaskQueue(const std::vector<Task>& tasks, std::size_t threads) : tasks_(tasks), threads_(threads) {}
-    /// Null: there is none left.
-    const Task* take() {
-      const std::size_t i = given_.fetch_add(1, std::memory_order_relaxed);
-      return i < tasks_.size() ? &tasks_[i] : nullptr;
-    }
-    /// For a thread that is not done with its task. Null, too, while another thread may have none yet.
-    const Task* take_early() { return given_.load(std::memory_order_relaxed) < threads_ ? nullptr : take(); }
-
-   private:
-    const std::vector<Task>& tasks_;
-    std::size_t threads_;
-    std::atomic<std::size_t> given_ = 0;
   };
   struct Row {
     std::int64_t query, head;
@@ -85,7 +68,7 @@ class Attention {
   [[nodiscard]] std::int64_t cut(const Step& step, std::vector<Task>& tasks) const;
   void lay_out(Workspace& space, std::int64_t rows) const;
   void list(const Step& step, const Task& task, std::int64_t at, Workspace& space) const;
-  const Task* attend(const Step& step, const Task& task, TaskQueue& queue, Workspace& space) const;
+  const Task* attend(const Step& step, const Task& task, TaskQueue<Task>& queue, Workspace& space) const;
   void list_rows(const Step& step, const Task& task, std::int64_t first, std::int64_t count, Row* rows) const;
   [[nodiscard]] Strip strip_of(const Task& task, std::int64_t s, std::int64_t tile, Workspace& space) const;
   [[nodiscard]] std::int64_t strip_queries() const;

@@ -34,9 +34,6 @@ std::int64_t chunk_keys(std::int64_t keys, std::int64_t kv_heads, bool heads_adj
   return chunk;
 }
 
-// Where kernels read rows side by side, what is fetched meanwhile is a multiple of as many rows ahead.
-constexpr std::int64_t rows_ahead = 4;
-
 // Sums of a chunk's heads, which are added to for each token; they and what is fetched share the first-level cache.
 constexpr std::int64_t most_sum_bytes = 32 * 1024;
 
@@ -115,16 +112,14 @@ RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk, std::int64_t fr
 }
 
 /// Calls visit(rows, at) for blocks of a chunk's rows: of all its heads, from its key `at` on, of one storage. Memory
-/// is fetched in its own order; behind the last row comes `then`.
-template <class Visit>
-void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, const RowRun& then,
-                             Visit&& visit) {
+/// is fetched in its own order; behind the last row comes what then() answers when it is the turn of that.
+template <class Then, class Visit>
+void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, Then&& then, Visit&& visit) {
   RowRun next = run_at(of, chunk, chunk.first);
   for (std::int64_t from = chunk.first; from < chunk.end;) {
     const RowRun run = next;
-    next = from + run.count < chunk.end ? run_at(of, chunk, from + run.count) : then;
     const std::int64_t bytes = width * static_cast<std::int64_t>(abi::bytes_of(run.storage));
-    const std::int64_t unit = read_in_turn(run.storage, chunk.rows) ? 1 : rows_ahead;
+    const std::int64_t unit = read_in_turn(run.storage, chunk.rows) ? 1 : most_beside(run.storage, chunk.rows);
     const std::int64_t units = std::max<std::int64_t>(1, bytes_ahead / (chunk.heads * bytes * unit));
     const std::int64_t last = std::min(run.count, units * unit);
     const auto visit_rows = [&](std::int64_t row, std::int64_t count, const RowRun& ahead, std::int64_t row_ahead) {
@@ -135,6 +130,7 @@ void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& 
     };
     // The last rows of a run fetch the first ones of the next.
     visit_rows(0, run.count - last, run, last);
+    next = from + run.count < chunk.end ? run_at(of, chunk, from + run.count) : then();
     visit_rows(run.count - last, last, next, 0);
     from += run.count;
   }
@@ -160,24 +156,27 @@ void FlashDecode::run(const AttentionStep& step) {
   for (int i = 0; i < threads; ++i) {
     (void)spaces_[static_cast<std::size_t>(i)].get(floats);
   }
-  // A thread takes some in a row, and at the end of each fetches what the next one begins with.
-  const std::int64_t in_a_row = std::clamp<std::int64_t>(chunks / (8 * threads), 1, 16);
-  // One parallel loop: waiting for each other twice would cost more than it saves where the step is short.
-#pragma omp parallel for schedule(dynamic, in_a_row) num_threads(threads) if (threads > 1)
-  for (std::int64_t n = 0; n < chunks; ++n) {
-    const Chunk& chunk = chunks_[static_cast<std::size_t>(n)];
-    const Chunk* const next = (n + 1) % in_a_row != 0 && n + 1 < chunks ? &chunk + 1 : nullptr;
+  TaskQueue<Chunk> queue(chunks_, threads);
+  // Parts are joined in the same region: waiting for each other twice would cost more than it saves where the step is
+  // short.
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
     Scratch& space = spaces_[static_cast<std::size_t>(omp_get_thread_num())];
-    attend(step, chunk, next, space);
-    for (std::size_t i = chunk.whole; i < chunk.whole + static_cast<std::size_t>(chunk.heads); ++i) {
-      if (std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel) == 1) join(step, wholes_[i], space);
+    const Chunk* early = nullptr;
+    while (const Chunk* const chunk = early != nullptr ? early : queue.take()) {
+      early = attend(step, *chunk, queue, space);
+      for (std::size_t i = chunk->whole; i < chunk->whole + static_cast<std::size_t>(chunk->heads); ++i) {
+        const std::int64_t left = std::atomic_ref(wholes_[i].left).fetch_sub(1, std::memory_order_acq_rel);
+        if (left == 1) join(step, wholes_[i], space);
+      }
     }
   }
 }
 
 /// Row r of a head is query token r / group of the group's head r % group: the whole group shares each pass over its
-/// keys.
-void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space) {
+/// keys. Answers the chunk that it has taken to follow, if any: its first keys are fetched then.
+const FlashDecode::Chunk* FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, TaskQueue<Chunk>& queue,
+                                              Scratch& space) {
   const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
   const std::int64_t first = chunk.first, end = chunk.end, count = end - first, leading = leading_of(chunk);
   float* const query = space.get(0);
@@ -192,7 +191,7 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
   }
   float* const blended = blended_.get(0) + chunk.place * padded(v_dim_);
   std::fill(blended, blended + all * padded(v_dim_), 0.0f);
-  if (count <= 0) return;
+  if (count <= 0) return nullptr;
 
   const auto scale = [&](const KvRows& of) {
     if (!of.scaled()) return;
@@ -201,8 +200,13 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
       for (std::int64_t r = h * rows; r < (h + 1) * rows; ++r) multiply(products + r * leading, count, factors);
     }
   };
-  const Chunk& after = next != nullptr && next->first < next->end ? *next : chunk;
-  const RowRun values = run_at(step.value, chunk, first), keys = run_at(step.key, after, after.first);
+  const Chunk* next = nullptr;
+  const auto values = [&] { return run_at(step.value, chunk, first); };
+  const auto keys = [&] {
+    next = queue.take_early();
+    const Chunk& after = next != nullptr && next->first < next->end ? *next : chunk;
+    return run_at(step.key, after, after.first);
+  };
   each_block(step.key, qk_dim_, chunk, values, [&](const RowBlock& block, std::int64_t at) {
     kernels_.multiply(block, query, rows, products + at, leading);
   });
@@ -212,6 +216,7 @@ void FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, const Ch
   each_block(step.value, v_dim_, chunk, keys, [&](const RowBlock& block, std::int64_t at) {
     kernels_.blend(block, products + at, leading, rows, blended);
   });
+  return next;
 }
 
 /// Turns the products into weights relative to the row's largest logit.

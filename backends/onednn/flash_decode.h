@@ -12,6 +12,7 @@
 #include "attention_step.h"
 #include "logits.h"
 #include "rows.h"
+#include "task_queue.h"
 
 namespace attest::onednn {
 
@@ -46,10 +47,9 @@ class FlashDecode {
     return padded(std::max<std::int64_t>(chunk.end - chunk.first, 0)) + row_padding;
   }
   static RowRun run_at(const KvRows& of, const Chunk& chunk, std::int64_t from);
-  template <class Visit>
-  static void each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, const RowRun& then, Visit&& visit);
-  /// `next`: the chunk that this thread takes then; null: not known.
-  void attend(const AttentionStep& step, const Chunk& chunk, const Chunk* next, Scratch& space);
+  template <class Then, class Visit>
+  static void each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, Then&& then, Visit&& visit);
+  const Chunk* attend(const AttentionStep& step, const Chunk& chunk, TaskQueue<Chunk>& queue, Scratch& space);
   void weigh(const AttentionStep& step, const Chunk& chunk, float* products, float* space);
   void join(const AttentionStep& step, const Whole& whole, Scratch& space);
 

@@ -36,8 +36,13 @@ constexpr int most_in_turn(abi::Storage storage) {
 constexpr bool read_in_turn(abi::Storage storage, std::int64_t queries) {
   return queries <= most_in_turn(storage);
 }
+/// How many rows of a head the kernels read side by side at most, where they do: of floats only two while memory takes
+/// longer than arithmetic.
+constexpr int most_beside(abi::Storage storage, std::int64_t queries) {
+  return storage == abi::Storage::f32 && queries <= 4 ? 2 : 4;
+}
 
-/// How far before they are read rows are best fetched.
+/// How far before they are read rows are best fetched; rows that are read side by side, as many together.
 constexpr std::int64_t bytes_ahead = 8192;
 
 /// Floats of a padded row, of any width; most lanes that a kernel has.

@@ -260,10 +260,9 @@ enum class Fetched {
   by_two_groups  ///< Between those of the first eight queries, a half for each four.
 };
 
-/// Rows side by side: not more than leave registers for the sums of four queries, and of floats only two where memory
-/// takes longer than arithmetic.
+/// Rows side by side: not more than leave registers for the sums of four queries.
 template <Storage storage, Fetched fetched>
-constexpr int side_by_side = lanes == 16 && !(fetched == Fetched::by_one_group && storage == Storage::f32) ? 4 : 2;
+constexpr int side_by_side = lanes == 16 ? most_beside(storage, fetched == Fetched::by_one_group ? 4 : 8) : 2;
 
 /// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
 /// tenth. Whoever has the longer ones has these too.
