@@ -317,7 +317,8 @@ struct Hooks {
       [](const std::vector<std::int64_t>& computed, std::int64_t) { return computed; };
   std::function<std::int64_t(const Partials&, std::int64_t)> merge_stride =
       [](const Partials& partials, std::int64_t split) { return partials.stride(split); };
-  std::function<float(float)> merge_reference = stage::reference;
+  std::function<float(float, std::size_t)> merge_reference =  ///< Also of how many splits.
+      [](float largest, std::size_t) { return stage::reference(largest); };
   std::function<float()> empty_lse = [] { return minus_infinity; };
   std::function<bool(bool)> writes = [](bool) { return true; };  ///< The row, which may be empty.
 };

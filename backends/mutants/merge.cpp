@@ -14,7 +14,7 @@ void merge(Call& c, const Sequence& s, const std::vector<Row>& rows, Partials& p
     const auto row = static_cast<std::int64_t>(r);
     float largest = minus_infinity;
     for (const std::int64_t split : splits) largest = std::max(largest, partials.lse(split, row));
-    const float reference = c.hooks.merge_reference(largest);
+    const float reference = c.hooks.merge_reference(largest, splits.size());
     Sums sum(1, c.numerics.sums), output(static_cast<std::size_t>(c.p.v_head_dim), c.numerics.sums);
     for (const std::int64_t split : splits) {
       const float weight = std::exp(partials.lse(split, row) - reference);

@@ -112,7 +112,7 @@ RowRun FlashDecode::run_at(const KvRows& of, const Chunk& chunk, std::int64_t fr
 }
 
 /// Calls visit(rows, at) for blocks of a chunk's rows: of all its heads, from its key `at` on, of one storage. Memory
-/// is fetched in its own order; behind the last row comes what then() answers when it is the turn of that.
+/// is fetched in its own order; then() is asked once, just before the last rows, for what comes behind them.
 template <class Then, class Visit>
 void FlashDecode::each_block(const KvRows& of, std::int64_t width, const Chunk& chunk, Then&& then, Visit&& visit) {
   RowRun next = run_at(of, chunk, chunk.first);
@@ -174,7 +174,7 @@ void FlashDecode::run(const AttentionStep& step) {
 }
 
 /// Row r of a head is query token r / group of the group's head r % group: the whole group shares each pass over its
-/// keys. Answers the chunk that it has taken to follow, if any: its first keys are fetched then.
+/// keys. Answers the chunk that it has taken to follow, if any: its first keys, if it has any, are on their way then.
 const FlashDecode::Chunk* FlashDecode::attend(const AttentionStep& step, const Chunk& chunk, TaskQueue<Chunk>& queue,
                                               Scratch& space) {
   const std::int64_t b = chunk.sequence, rows = chunk.rows, all = chunk.heads * rows, wide = padded(qk_dim_);
@@ -202,8 +202,9 @@ const FlashDecode::Chunk* FlashDecode::attend(const AttentionStep& step, const C
   };
   const Chunk* next = nullptr;
   const auto values = [&] { return run_at(step.value, chunk, first); };
-  const auto keys = [&] {
+  const auto take_next = [&] {
     next = queue.take_early();
+    // Kernels that fetch nothing go another way; its own keys are near, so that asking for them again costs nothing.
     const Chunk& after = next != nullptr && next->first < next->end ? *next : chunk;
     return run_at(step.key, after, after.first);
   };
@@ -213,7 +214,7 @@ const FlashDecode::Chunk* FlashDecode::attend(const AttentionStep& step, const C
   scale(step.key);
   weigh(step, chunk, products, factors);
   scale(step.value);
-  each_block(step.value, v_dim_, chunk, keys, [&](const RowBlock& block, std::int64_t at) {
+  each_block(step.value, v_dim_, chunk, take_next, [&](const RowBlock& block, std::int64_t at) {
     kernels_.blend(block, products + at, leading, rows, blended);
   });
   return next;

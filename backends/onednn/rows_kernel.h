@@ -262,7 +262,9 @@ enum class Fetched {
 
 /// Rows side by side: not more than leave registers for the sums of four queries.
 template <Storage storage, Fetched fetched>
-constexpr int side_by_side = lanes == 16 ? most_beside(storage, fetched == Fetched::by_one_group ? 4 : 8) : 2;
+constexpr int side_by_side = lanes == 16
+                                 ? most_beside(storage, group_queries + (fetched == Fetched::by_one_group ? 0 : 1))
+                                 : 2;
 
 /// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
 /// tenth. Whoever has the longer ones has these too.
@@ -290,8 +292,8 @@ using How = std::integral_constant<Fetched, fetched>;
 template <Storage storage, class Visit>
 inline void beside(const RowBlock& block, std::int64_t queries, const Visit& visit) {
   if constexpr (1 < element_bytes<storage>) {
-    if (queries <= 4 && block.ahead != nullptr) return visit(How<Fetched::by_one_group>{});
-    if (queries >= 8 && block.ahead != nullptr) return visit(How<Fetched::by_two_groups>{});
+    if (queries <= group_queries && block.ahead != nullptr) return visit(How<Fetched::by_one_group>{});
+    if (queries >= 2 * group_queries && block.ahead != nullptr) return visit(How<Fetched::by_two_groups>{});
   }
   visit(How<Fetched::at_once>{});
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tasks that threads take one by one, in their order, so that none waits while there are any.
+// Tasks that threads take one by one, in their order.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ class TaskQueue {
     const std::size_t i = given_.fetch_add(1, std::memory_order_relaxed);
     return i < tasks_.size() ? &tasks_[i] : nullptr;
   }
-  /// For a thread that is not done with its task. Null, too, while another thread may have none yet.
+  /// For a thread that is nearly done with its task, and asks memory for what the next one begins with. Null, too,
+  /// while another thread may have none yet.
   const Task* take_early() { return given_.load(std::memory_order_relaxed) < threads_ ? nullptr : take(); }
 
  private:

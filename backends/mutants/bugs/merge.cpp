@@ -15,7 +15,7 @@ const std::vector<Bug> merge_bugs{
 
     {"lse-empty-inf", [](Hooks& k) { k.empty_lse = [] { return std::numeric_limits<float>::infinity(); }; }},
 
-    {"merge-empty-nan", [](Hooks& k) { k.merge_reference = [](float largest) { return largest; }; }},
+    {"merge-empty-nan", [](Hooks& k) { k.merge_reference = [](float largest, std::size_t) { return largest; }; }},
 
     {"split-empty-merged",
      [](Hooks& k) {

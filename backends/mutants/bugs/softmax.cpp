@@ -41,9 +41,9 @@ std::int64_t one_split(const Numerics& /*n*/, std::int64_t /*tile*/) {
   return 0;
 }
 
-/// Off by a rounding: the maximum's product has one that the difference has not.
-void fuse_difference(std::function<float(float)>& reference) {
-  wrap(reference, [](auto& right, float maximum) { return std::nextafter(right(maximum), minus_infinity); });
+/// Off by a rounding: the maximum's product has one that the fused difference has not.
+float less_a_rounding(float maximum) {
+  return std::nextafter(maximum, minus_infinity);
 }
 
 /// Maxima and sums along the wrong axis of a tile: over the rows.
@@ -75,8 +75,14 @@ const std::vector<Bug> softmax_bugs{
     {"softmax-no-max@constant",
      [](Hooks& k) { k.maximum = [](const Call& c, float, float) { return 10 * c.numerics.units(); }; }},
 
-    {"softmax-fused-difference", [](Hooks& k) { fuse_difference(k.reference); }},
-    {"softmax-fused-difference@merge", [](Hooks& k) { fuse_difference(k.merge_reference); }},
+    {"softmax-fused-difference",
+     [](Hooks& k) { wrap(k.reference, [](auto& right, float maximum) { return less_a_rounding(right(maximum)); }); }},
+    {"softmax-fused-difference@merge",
+     [](Hooks& k) {
+       wrap(k.merge_reference, [](auto& right, float largest, std::size_t splits) {
+         return splits > 1 ? less_a_rounding(right(largest, splits)) : right(largest, splits);
+       });
+     }},
 
     {"max-floor-zero",
      [](Hooks& k) {
