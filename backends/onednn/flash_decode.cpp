@@ -204,7 +204,7 @@ const FlashDecode::Chunk* FlashDecode::attend(const AttentionStep& step, const C
   const auto values = [&] { return run_at(step.value, chunk, first); };
   const auto take_next = [&] {
     next = queue.take_early();
-    // Kernels that fetch nothing go another way; its own keys are near, so that asking for them again costs nothing.
+    // Kernels that fetch nothing go another way; asking for its own keys again costs little.
     const Chunk& after = next != nullptr && next->first < next->end ? *next : chunk;
     return run_at(step.key, after, after.first);
   };

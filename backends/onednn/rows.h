@@ -36,16 +36,16 @@ constexpr int most_in_turn(abi::Storage storage) {
 constexpr bool read_in_turn(abi::Storage storage, std::int64_t queries) {
   return queries <= most_in_turn(storage);
 }
-/// Queries that share each load of a row, side by side.
-constexpr std::int64_t group_queries = 4;
+/// Queries that share each load of a row, at most.
+constexpr int queries_at_once = 4;
 /// How many rows of a head the kernels read side by side at most, where they do and fetch others meanwhile: of floats
-/// only two for one group of queries, for memory takes longer than arithmetic then.
+/// only two while all queries share a load, for memory takes longer than arithmetic then.
 constexpr int most_beside(abi::Storage storage, std::int64_t queries) {
-  return storage == abi::Storage::f32 && queries <= group_queries ? 2 : 4;
+  return storage == abi::Storage::f32 && queries <= queries_at_once ? 2 : 4;
 }
 
-/// How far before they are read rows are best fetched, as nearly as a multiple of the rows that are read side by side
-/// comes to it.
+/// How far before they are read rows are best fetched: at most that, in whole numbers of rows that are read side by
+/// side, but of these one number at least.
 constexpr std::int64_t bytes_ahead = 8192;
 
 /// Floats of a padded row, of any width; most lanes that a kernel has.

@@ -256,15 +256,15 @@ using Known = std::integral_constant<int, n>;
 /// How what comes later is fetched while rows side by side are multiplied.
 enum class Fetched {
   at_once,       ///< All when the rows' turn begins. Also where nothing is.
-  by_one_group,  ///< Little by little, between the products of the first queries.
-  by_two_groups  ///< Between those of the first eight queries, a half for each four.
+  by_one_group,  ///< Little by little, between the products of the first group of queries.
+  by_two_groups  ///< Between those of the first two groups of queries, a half for each.
 };
 
 /// Rows side by side: not more than leave registers for the sums of four queries.
 template <Storage storage, Fetched fetched>
-constexpr int side_by_side = lanes == 16
-                                 ? most_beside(storage, group_queries + (fetched == Fetched::by_one_group ? 0 : 1))
-                                 : 2;
+constexpr int side_by_side = lanes == 16 ? most_beside(storage, fetched == Fetched::by_one_group ? queries_at_once
+                                                                                                 : queries_at_once + 1)
+                                         : 2;
 
 /// Where floats are read in turn, vectors of 8 get more of them out of memory than those of 16: on Zen 4 and Zen 5 by a
 /// tenth. Whoever has the longer ones has these too.
@@ -292,8 +292,8 @@ using How = std::integral_constant<Fetched, fetched>;
 template <Storage storage, class Visit>
 inline void beside(const RowBlock& block, std::int64_t queries, const Visit& visit) {
   if constexpr (1 < element_bytes<storage>) {
-    if (queries <= group_queries && block.ahead != nullptr) return visit(How<Fetched::by_one_group>{});
-    if (queries >= 2 * group_queries && block.ahead != nullptr) return visit(How<Fetched::by_two_groups>{});
+    if (queries <= queries_at_once && block.ahead != nullptr) return visit(How<Fetched::by_one_group>{});
+    if (queries >= 2 * queries_at_once && block.ahead != nullptr) return visit(How<Fetched::by_two_groups>{});
   }
   visit(How<Fetched::at_once>{});
 }
@@ -400,11 +400,12 @@ inline void by_width([[maybe_unused]] std::int64_t width, const Visit& visit) {
   visit(Known<0>{});
 }
 
-/// Calls visit(taken, r) for groups of queries that are as large as can be, from query r on: a constant 4, 2 or 1.
+/// Calls visit(taken, r) for groups of queries that are as large as can be, from query r on: a constant, of
+/// queries_at_once, 2 or 1.
 template <class Visit>
 ATTEST_INLINE inline void in_groups(std::int64_t queries, const Visit& visit) {
   std::int64_t r = 0;
-  for (; r + 4 <= queries; r += 4) visit(Known<4>{}, r);
+  for (; r + queries_at_once <= queries; r += queries_at_once) visit(Known<queries_at_once>{}, r);
   if (r + 2 <= queries) visit(Known<2>{}, r), r += 2;
   if (r < queries) visit(Known<1>{}, r);
 }
@@ -497,11 +498,11 @@ void multiply_beside(const RowBlock& keys, const float* query, std::int64_t quer
       const float* own = query + (h * queries + r) * apart;
       anchor(own);
       Floats sums[tokens * taken] = {};
-      if (share != some && r == 4) {
+      if (share != some && r == queries_at_once) {
         fetching = Fetching<share>(keys, ahead, h, width * element_bytes<storage>, some, share);
       }
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& key_of) ATTEST_INLINE {
-        if (little_by_little && (r == 0 || (share != some && r == 4)) &&
+        if (little_by_little && (r == 0 || (share != some && r == queries_at_once)) &&
             (fetched != Fetched::at_once || keys.ahead != nullptr) && c * element_bytes<storage> % 64 == 0) {
           fetching.next();
         }
@@ -585,11 +586,11 @@ void blend_beside(const RowBlock& values, const float* weights, std::int64_t lea
 #pragma GCC unroll 4
         for (int i = 0; i < tokens; ++i) weight[k][i] = in_all_lanes(own_weights[k * leading + i]);
       }
-      if (share != some && r == 4) {
+      if (share != some && r == queries_at_once) {
         fetching = Fetching<share>(values, ahead, h, width * element_bytes<storage>, some, share);
       }
       each_vector<storage, known_width>(width, [&](std::int64_t c, auto, const auto& value_of) ATTEST_INLINE {
-        if (fetched != Fetched::at_once && (r == 0 || (share != some && r == 4)) &&
+        if (fetched != Fetched::at_once && (r == 0 || (share != some && r == queries_at_once)) &&
             c * element_bytes<storage> % 64 == 0) {
           fetching.next();
         }

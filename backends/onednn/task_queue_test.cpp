@@ -2,8 +2,10 @@
 #include "task_queue.h"
 
 #include <catch2/catch_test_macros.hpp>
+#include <latch>
 #include <numeric>
 #include <thread>
+#include <vector>
 
 using attest::onednn::TaskQueue;
 
@@ -32,9 +34,11 @@ TEST_CASE("task queue: threads get each task once, also if there are fewer of th
   std::iota(tasks.begin(), tasks.end(), 0);
   TaskQueue<int> queue(tasks, 4);
   std::vector<std::vector<int>> got(3);
+  std::latch start(3);
   std::vector<std::thread> threads;
   for (std::vector<int>& its : got) {
     threads.emplace_back([&] {
+      start.arrive_and_wait();
       const int* early = nullptr;
       while (const int* const task = early != nullptr ? early : queue.take()) {
         its.push_back(*task);
