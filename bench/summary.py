@@ -209,7 +209,7 @@ def tables(whole):
     if loose:
         lines += ["~ The share differs from round to round: its interval is wider than 10 points.", ""]
     if beyond:
-        lines += ["? More than 120 %: something else used the machine while the ceiling was measured.", ""]
+        lines += ["? More than 120 %: the ceiling is not right (spec/bench.md says how that comes about).", ""]
     if reasons:
         lines += ["No number:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()] + [""]
