@@ -235,7 +235,7 @@ std::int64_t Attention::strip_queries() const {
   return kernels_.strip * parts_of(qk_dim_, query_part) * query_part;
 }
 
-/// The queries, and the state before any key.
+/// The queries, and the softmax before any key.
 void Attention::take_queries(const Step& step, const Task& task, const Strip& strip) const {
   StripSoftmax& softmax = *strip.softmax;
   std::fill(std::begin(softmax.largest), std::end(softmax.largest), minus_infinity);
@@ -252,7 +252,7 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
                     std::min(query_part, qk_dim_ - c));
     }
   }
-  std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
+  softmax.blended = false;
 }
 
 /// The way to a strip's weights up to the exponentials. Its scores stay as they are if it sees nothing of the tile.
@@ -304,7 +304,9 @@ void Attention::blend(const Step& step, const Strip& strip, const Coming& coming
     fetch(ahead.rows);
     return;
   }
-  kernels_.blend(*strip.scores, strip.softmax->factor, space.values, v_dim_, strip.range, ahead, beside, strip.blended);
+  const float* const factor = strip.softmax->blended ? strip.softmax->factor : nullptr;
+  kernels_.blend(*strip.scores, factor, space.values, v_dim_, strip.range, ahead, beside, strip.blended);
+  strip.softmax->blended = true;
 }
 
 /// What is left of a tile.
@@ -342,13 +344,23 @@ void Attention::put(const float* row, std::int64_t from_channel, std::int64_t wi
   }
 }
 
+/// Likewise of a result, divided.
+void Attention::put_result(const float* row, float divisor, float* to, std::int64_t to_channel) const {
+  if (v_dim_ == 1 || to_channel == 1) {
+    kernels_.stream_divided(row, v_dim_, divisor, to);
+  } else {
+    for (std::int64_t c = 0; c < v_dim_; ++c) to[c * to_channel] = row[c] / divisor;
+  }
+}
+
 void Attention::finish(const Step& step, const Task& task, const Strip& strip) const {
+  // Where a strip, or a row of it, has seen nothing, the results are zeros.
+  if (!strip.softmax->blended) std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
   for (std::int64_t r = 0; r < strip.count; ++r) {
     const Row& row = strip.rows[r];
     const float largest = strip.softmax->largest[r], sum = strip.softmax->sum[r];
-    float* const blended = strip.blended + r * padded(v_dim_);
-    if (sum > 0) kernels_.divide(blended, v_dim_, sum);  // Else it has seen nothing, and they are zeros.
-    put(blended, 1, v_dim_, step.output.floats(task.sequence, row.query, row.head), step.output.channel);
+    put_result(strip.blended + r * padded(v_dim_), sum > 0 ? sum : 1,
+               step.output.floats(task.sequence, row.query, row.head), step.output.channel);
     if (step.lse) {
       const double logit = static_cast<double>(largest) * static_cast<double>(late_scale_.value_or(1));
       const double lse = logit + std::log(static_cast<double>(sum));

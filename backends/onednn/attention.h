@@ -81,6 +81,7 @@ class Attention {
   void bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const;
   void append(const KvRows& of, const Task& task, std::int64_t first, std::int64_t end) const;
   void finish(const Step& step, const Task& task, const Strip& strip) const;
+  void put_result(const float* row, float divisor, float* to, std::int64_t to_channel) const;
   void put(const float* row, std::int64_t from_channel, std::int64_t width, float* to, std::int64_t to_channel) const;
 
   std::int64_t kv_heads_, group_, qk_dim_, v_dim_;

@@ -321,11 +321,19 @@ ATTEST_INLINE inline void blend_channels(const float* weights, const float* fact
                                          std::int64_t apart, std::int64_t c, TileRange range, Meanwhile& meanwhile,
                                          float* blended) {
   Floats sum[strip][vectors];
+  if (factor == nullptr) {
 #pragma GCC unroll 16
-  for (std::int64_t r = 0; r < strip; ++r) {
+    for (std::int64_t r = 0; r < strip; ++r) {
 #pragma GCC unroll 2
-    for (std::int64_t v = 0; v < vectors; ++v) {
-      sum[r][v] = factor[r] * load_floats(blended + r * apart + c + v * lanes);
+      for (std::int64_t v = 0; v < vectors; ++v) sum[r][v] = Floats{};
+    }
+  } else {
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < strip; ++r) {
+#pragma GCC unroll 2
+      for (std::int64_t v = 0; v < vectors; ++v) {
+        sum[r][v] = factor[r] * load_floats(blended + r * apart + c + v * lanes);
+      }
     }
   }
   multiply_add<vectors>(weights + range.begin, values + c * tile_keys + range.begin * lanes, tile_keys * lanes,
@@ -362,10 +370,6 @@ void blend_strip(const StripScores& weights, const float* factor, const float* v
   }
 }
 
-void divide(float* row, std::int64_t width, float divisor) {
-  for (std::int64_t c = 0; c < width; c += lanes) store_floats(load_floats(row + c) / divisor, row + c);
-}
-
 inline void stream_floats(Floats value, float* to) {
 #if ATTEST_ROW_LANES == 16
   _mm512_stream_ps(to, value);
@@ -376,16 +380,28 @@ inline void stream_floats(Floats value, float* to) {
 #endif
 }
 
-void stream(const float* row, std::int64_t width, float* to) {
+/// What `operation` makes of the row.
+template <class Operation>
+inline void stream_some(const float* row, std::int64_t width, Operation&& operation, float* to) {
   std::int64_t c = 0;
   if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Floats) == 0) {
-    for (; c + lanes <= width; c += lanes) stream_floats(load_floats(row + c), to + c);
+    for (; c + lanes <= width; c += lanes) stream_floats(operation(load_floats(row + c)), to + c);
   }
-  for (; c < width; ++c) to[c] = row[c];
+  for (; c < width; ++c) to[c] = operation(row[c]);
+}
+
+void stream(const float* row, std::int64_t width, float* to) {
+  stream_some(
+      row, width, [](auto value) { return value; }, to);
+}
+
+void stream_divided(const float* row, std::int64_t width, float divisor, float* to) {
+  stream_some(
+      row, width, [divisor](auto value) { return value / divisor; }, to);
 }
 
 constexpr TileKernels tile_kernels{lanes,         strip,       pack,        transpose, multiply_strip,
-                                   begin_weights, end_weights, blend_strip, divide,    stream};
+                                   begin_weights, end_weights, blend_strip, stream,    stream_divided};
 
 }  // namespace
 

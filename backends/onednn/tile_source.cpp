@@ -19,7 +19,7 @@ TileSource::TileSource(const TileKernels& kernels, Panels kind, std::int64_t wid
 
 void TileSource::list(const KvRows& of, std::int64_t b, std::int64_t head, std::int64_t first, std::int64_t end) {
   first_ = first, end_ = end, cached_end_ = first, scaled_ = false;
-  fetched_ = packed_ = first;
+  fetched_ = arrived_ = packed_ = first;
   if (of.rows_adjacent()) {
     cached_end_ = std::clamp(of.past(b), first, end);
     const char** row = rows_.data();
@@ -49,11 +49,12 @@ RowsAhead TileSource::fetch(std::int64_t rows) {
 }
 
 abi::KeyRange TileSource::pack(float* panels) {
-  const std::int64_t begin = packed_, lanes = kernels_.lanes;
+  const std::int64_t begin = arrived_, lanes = kernels_.lanes;
+  arrived_ = fetched_;
   if (kind_ == Panels::channels) {
     pack_channels(panels);
     packed_ = fetched_;
-    return {begin, packed_};
+    return {begin, arrived_};
   }
   while (packed_ < fetched_) {
     const std::int64_t group = packed_ / lanes * lanes, stop = std::min(group + lanes, end_);
@@ -61,7 +62,7 @@ abi::KeyRange TileSource::pack(float* panels) {
     pack_keys(stop, panels + group % tile_keys * width_);
     packed_ = stop;
   }
-  return {begin, packed_};
+  return {begin, arrived_};
 }
 
 /// Positions [first, end), all cached or none.

@@ -26,7 +26,8 @@ class TileSource {
 
   /// The next `rows` of them, as far as there are so many, for somebody to ask memory for before the next list().
   RowsAhead fetch(std::int64_t rows);
-  /// Packs those asked for, of keys whole vectors until all are asked for; answers which.
+  /// Packs those asked for, of keys whole vectors until all are asked for; answers which were asked for since the last
+  /// time.
   abi::KeyRange pack(float* panels);
 
  private:
@@ -39,8 +40,8 @@ class TileSource {
   Panels kind_;
   std::int64_t width_;
   Storage cached_ = Storage::f32;
-  std::int64_t first_ = 0, cached_end_ = 0, end_ = 0;  ///< Positions from cached_end_ on are f32.
-  std::int64_t fetched_ = 0, packed_ = 0;              ///< Positions before these are.
+  std::int64_t first_ = 0, cached_end_ = 0, end_ = 0;    ///< Positions from cached_end_ on are f32.
+  std::int64_t fetched_ = 0, arrived_ = 0, packed_ = 0;  ///< Positions before these are.
   bool scaled_ = false;
   std::vector<const char*> rows_;
   std::vector<float> scales_;

@@ -53,6 +53,7 @@ struct StripSoftmax {
   alignas(64) float largest[most_strip_rows];  ///< Score so far, or the sink's; -infinity: none.
   alignas(64) float sum[most_strip_rows];      ///< Of exp(scale * (score - largest)), the sink's 1 included.
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
+  bool blended;                                ///< Whether anything was.
 };
 
 /// What a strip makes of a tile of keys: scores by multiply(), begin_weights(), the exponentials, at once or beside
@@ -99,17 +100,17 @@ struct TileKernels {
   void (*end_weights)(StripScores& scores, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over keys j in `range` of the weight of row r and key j, times value j.
-  /// Blended rows are padded(width) apart. Between its products it takes exponentials of another strip, `beside`, which
-  /// has begun; null: there is none.
+  /// Without factors the sum alone: nothing is there yet. Blended rows are padded(width) apart. Between its products it
+  /// takes exponentials of another strip, `beside`, which has begun; null: there is none.
   void (*blend)(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
                 TileRange range, const Ahead& ahead, StripScores* beside, float* blended);
-
-  /// row[c] /= divisor, up to padded(width).
-  void (*divide)(float* row, std::int64_t width, float divisor);
 
   /// Copies a row to where nobody reads it soon, past the caches if it begins at a multiple of a vector's bytes there.
   /// Other threads see it after settle_streams().
   void (*stream)(const float* row, std::int64_t width, float* to);
+
+  /// Likewise of row[c] / divisor.
+  void (*stream_divided)(const float* row, std::int64_t width, float divisor, float* to);
 };
 
 /// Puts this thread's streamed rows before whatever it writes next.

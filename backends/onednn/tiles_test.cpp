@@ -178,21 +178,22 @@ TEST_CASE("a blend multiplies what is there and adds the weighted values of its 
           std::generate_n(weights.values + r * tile_keys + range.begin, count, number);
         }
         std::generate(factor.begin(), factor.end(), number);
-        std::vector<float> blended = floats(kernels.strip * wide, 2.0f);
+        std::vector<float> blended = floats(kernels.strip * wide, 2.0f), first = floats(kernels.strip * wide, poison);
         kernels.blend(weights, factor.data(), panels.data(), width, range, far_ahead, nullptr, blended.data());
-        kernels.divide(blended.data(), width, 4);
+        kernels.blend(weights, nullptr, panels.data(), width, range, far_ahead, nullptr, first.data());
         bool right = true;
         for (std::int64_t r = 0; r < kernels.strip; ++r) {
           for (std::int64_t c = 0; c < width; ++c) {
-            double sum = 2 * static_cast<double>(factor[static_cast<std::size_t>(r)]), size = std::abs(sum);
+            double sum = 0, size = 0;
             for (std::int64_t j = 0; j < count; ++j) {
               const float weight = weights.values[r * tile_keys + range.begin + j];
               const double term = static_cast<double>(weight) *
                                   static_cast<double>(scales[static_cast<std::size_t>(j)]) * values.at(j, c);
               sum += term, size += std::abs(term);
             }
-            if (r == 0) sum /= 4, size /= 4;
-            right = right && near(blended[static_cast<std::size_t>(r * wide + c)], sum, size);
+            const double before = 2 * static_cast<double>(factor[static_cast<std::size_t>(r)]);
+            const auto at = static_cast<std::size_t>(r * wide + c);
+            right = right && near(first[at], sum, size) && near(blended[at], before + sum, std::abs(before) + size);
           }
         }
         CHECK(right);
@@ -403,6 +404,11 @@ TEST_CASE("a streamed row is the row, whatever its width and place, and nothing 
         settle_streams();
         INFO(each->name << ", width " << width << ", place " << place);
         CHECK(std::equal(row.begin(), row.end(), to + place));
+        CHECK(std::count(std::begin(to), std::end(to), 2.0f) == std::ssize(to) - width);
+        std::fill(std::begin(to), std::end(to), 2.0f);
+        kernels.stream_divided(row.data(), width, 3, to + place);
+        settle_streams();
+        CHECK(std::equal(row.begin(), row.end(), to + place, [](float all, float third) { return third == all / 3; }));
         CHECK(std::count(std::begin(to), std::end(to), 2.0f) == std::ssize(to) - width);
       }
     }
