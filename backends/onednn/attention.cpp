@@ -252,7 +252,7 @@ void Attention::take_queries(const Step& step, const Task& task, const Strip& st
                     std::min(query_part, qk_dim_ - c));
     }
   }
-  softmax.blended = false;
+  softmax.begun = false;
 }
 
 /// The way to a strip's weights up to the exponentials. Its scores stay as they are if it sees nothing of the tile.
@@ -304,9 +304,9 @@ void Attention::blend(const Step& step, const Strip& strip, const Coming& coming
     fetch(ahead.rows);
     return;
   }
-  const float* const factor = strip.softmax->blended ? strip.softmax->factor : nullptr;
+  const float* const factor = strip.softmax->begun ? strip.softmax->factor : nullptr;
   kernels_.blend(*strip.scores, factor, space.values, v_dim_, strip.range, ahead, beside, strip.blended);
-  strip.softmax->blended = true;
+  strip.softmax->begun = true;
 }
 
 /// What is left of a tile.
@@ -316,10 +316,10 @@ void Attention::bring_rest(const Step& step, const Task& task, Workspace& space)
   bring(step.value, task, *space.value_source, space.next_values);
 }
 
-/// Packs and appends the rows asked for.
+/// Packs what it can of the rows asked for, and appends those that have come since the last time.
 void Attention::bring(const KvRows& of, const Task& task, TileSource& source, float* panels) const {
-  const abi::KeyRange packed = source.pack(panels);
-  append(of, task, packed.begin, packed.end);
+  const abi::KeyRange arrived = source.pack(panels);
+  append(of, task, arrived.begin, arrived.end);
 }
 
 /// Of positions [first, end) those that are the task's to append.
@@ -354,8 +354,8 @@ void Attention::put_result(const float* row, float divisor, float* to, std::int6
 }
 
 void Attention::finish(const Step& step, const Task& task, const Strip& strip) const {
-  // Where a strip, or a row of it, has seen nothing, the results are zeros.
-  if (!strip.softmax->blended) std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
+  // The results are zeros where a strip has seen nothing, and where a row of it has: its weights were.
+  if (!strip.softmax->begun) std::fill_n(strip.blended, kernels_.strip * padded(v_dim_), 0.0f);
   for (std::int64_t r = 0; r < strip.count; ++r) {
     const Row& row = strip.rows[r];
     const float largest = strip.softmax->largest[r], sum = strip.softmax->sum[r];

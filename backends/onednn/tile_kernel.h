@@ -380,7 +380,7 @@ inline void stream_floats(Floats value, float* to) {
 #endif
 }
 
-/// What `operation` makes of the row.
+/// Streams what `operation` makes of the row's elements, if vectors of them begin at multiples of their size.
 template <class Operation>
 inline void stream_some(const float* row, std::int64_t width, Operation&& operation, float* to) {
   std::int64_t c = 0;

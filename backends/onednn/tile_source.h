@@ -41,7 +41,7 @@ class TileSource {
   std::int64_t width_;
   Storage cached_ = Storage::f32;
   std::int64_t first_ = 0, cached_end_ = 0, end_ = 0;    ///< Positions from cached_end_ on are f32.
-  std::int64_t fetched_ = 0, arrived_ = 0, packed_ = 0;  ///< Positions before these are.
+  std::int64_t fetched_ = 0, arrived_ = 0, packed_ = 0;  ///< Positions before these are. Keys may come and wait.
   bool scaled_ = false;
   std::vector<const char*> rows_;
   std::vector<float> scales_;

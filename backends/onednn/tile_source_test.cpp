@@ -132,6 +132,11 @@ void check_tile(const World& world, const TileKernels& kernels, TileSource::Pane
   const bool by_channels = kind == TileSource::Panels::channels;
   constexpr float untouched = -77;
   std::vector<float> panels(static_cast<std::size_t>(tile_keys * padded(width)), untouched);
+  const std::int64_t lanes = kernels.lanes;
+  const auto place = [&](std::int64_t j, std::int64_t c) {
+    return static_cast<std::size_t>(by_channels ? (c / lanes * tile_keys + j) * lanes + c % lanes
+                                                : j / lanes * lanes * width + c * lanes + j % lanes);
+  };
   TileSource source(kernels, kind, width);
   source.list(world.rows(), 1, head, range.begin, range.end);
   std::int64_t arrived = range.begin;
@@ -152,17 +157,19 @@ void check_tile(const World& world, const TileKernels& kernels, TileSource::Pane
     REQUIRE(some.begin == arrived);
     arrived = some.end;
     REQUIRE(arrived == std::min(asked + portion, range.end));
+    const bool all = by_channels || arrived == range.end;
+    const std::int64_t ready = all ? arrived : std::max(range.begin, arrived / kernels.lanes * kernels.lanes);
+    const auto there = [&](std::int64_t position) { return panels[place(position % tile_keys, 0)] != untouched; };
+    if (ready > range.begin) REQUIRE(there(ready - 1));
+    if (ready < range.end) REQUIRE(!there(ready));
   }
   REQUIRE(arrived == range.end);
-  const std::int64_t lanes = kernels.lanes;
   std::int64_t wrong = 0;
   for (std::int64_t j = 0; j < tile_keys; ++j) {
     const std::int64_t position = range.begin / tile_keys * tile_keys + j;
     const bool inside = range.begin <= position && position < range.end;
     for (std::int64_t c = 0; c < (by_channels ? padded(width) / lanes * lanes : width); ++c) {
-      const std::int64_t place = by_channels ? (c / lanes * tile_keys + j) * lanes + c % lanes
-                                             : j / lanes * lanes * width + c * lanes + j % lanes;
-      const float got = panels[static_cast<std::size_t>(place)];
+      const float got = panels[place(j, c)];
       if (inside && got != (c < width ? world.at(position, head, c) : 0)) ++wrong;
       if (!inside && by_channels && got != untouched) ++wrong;
     }

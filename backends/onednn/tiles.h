@@ -53,7 +53,7 @@ struct StripSoftmax {
   alignas(64) float largest[most_strip_rows];  ///< Score so far, or the sink's; -infinity: none.
   alignas(64) float sum[most_strip_rows];      ///< Of exp(scale * (score - largest)), the sink's 1 included.
   alignas(64) float factor[most_strip_rows];   ///< What was blended before is to be multiplied by.
-  bool blended;                                ///< Whether anything was.
+  bool begun = false;                          ///< Its strip's: whether anything was blended. The caller's.
 };
 
 /// What a strip makes of a tile of keys: scores by multiply(), begin_weights(), the exponentials, at once or beside
@@ -100,8 +100,8 @@ struct TileKernels {
   void (*end_weights)(StripScores& scores, StripSoftmax& softmax);
 
   /// blended row r = factor[r] * itself + sum over keys j in `range` of the weight of row r and key j, times value j.
-  /// Without factors the sum alone: nothing is there yet. Blended rows are padded(width) apart. Between its products it
-  /// takes exponentials of another strip, `beside`, which has begun; null: there is none.
+  /// Null `factor`: nothing is there yet, and `blended` is not read. Blended rows are padded(width) apart. Between its
+  /// products it takes exponentials of another strip, `beside`, which has begun; null: there is none.
   void (*blend)(const StripScores& weights, const float* factor, const float* values, std::int64_t width,
                 TileRange range, const Ahead& ahead, StripScores* beside, float* blended);
 

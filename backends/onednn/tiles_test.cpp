@@ -161,7 +161,7 @@ TEST_CASE("the products of a strip with a tile's keys are right, for any width a
   }
 }
 
-TEST_CASE("a blend multiplies what is there and adds the weighted values of its range only") {
+TEST_CASE("a blend multiplies what is there, if anything is, and adds the weighted values of its range only") {
   for (const RowKernels* const each : row_kernels()) {
     const TileKernels& kernels = *each->tiles;
     for (const std::int64_t width : {1, 3, 16, 20, 72, 128}) {
@@ -372,7 +372,17 @@ TEST_CASE("weights that come about beside another strip's products have the same
           StripSoftmax one = fresh(), another = fresh();
           weigh(kernels, alone, nullptr, range, 2, one);
           kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, nullptr, blended.data());
+          // A strip's first tile.
+          std::vector<float> over_zeros = floats(kernels.strip * padded(width), 0), first = over_zeros;
+          std::vector<float> first_of_others = over_zeros;
+          kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, nullptr, over_zeros.data());
+          kernels.blend(weights, nullptr, panels.data(), width, other, far_ahead, nullptr, first.data());
           kernels.begin_weights(beside, nullptr, range, 2, another);
+          StripScores beside_first = beside;
+          kernels.blend(weights, nullptr, panels.data(), width, other, far_ahead, &beside_first,
+                        first_of_others.data());
+          CHECK(first == over_zeros);
+          CHECK(first_of_others == over_zeros);
           kernels.blend(weights, factor.data(), panels.data(), width, other, far_ahead, &beside, others.data());
           const bool full = other.begin == 0 && other.end == tile_keys;
           CHECK((beside.row > 0 || beside.at > beside.begin));
