@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the suite talks to. Everything else in this folder is reached from here: plan.h has the steps of a problem,
 // kernels/ what runs on the device, machine.h the device itself. The same file makes `cuda_on_host`.
+#include <algorithm>
 #include <attest/backend.hpp>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,6 +25,15 @@ int count_or_none(abi::Options& options, const char* name) {
   return count == none ? 0 : count;
 }
 
+/// Whether an option is as it is by default, and not the other way.
+bool choice(abi::Options& options, const char* name, const std::string& usual, const std::string& other) {
+  const std::string given = options.take(name, usual);
+  if (given != usual && given != other) {
+    throw abi::Invalid(std::string("option ") + name + ": got \"" + given + "\", wanted " + usual + " or " + other);
+  }
+  return given == usual;
+}
+
 class Cuda {
  public:
 #if defined(ATTEST_CUDA_ON_HOST)
@@ -45,12 +54,9 @@ class Cuda {
   explicit Cuda(abi::Options& options) : settings_{find_machine(), count_or_none(options, "split_keys"), device_type} {
     const int rows = count_or_none(options, "wgmma_rows");
     if (rows > 0 && settings_.machine.warpgroup_rows > 0) settings_.machine.warpgroup_rows = rows;
+    if (!choice(options, "overlap", "yes", "no")) settings_.machine.overlap = false;
 #if defined(ATTEST_CUDA_ON_HOST)
-    const std::string order = options.take("order", "forward");
-    if (order != "forward" && order != "backward") {
-      throw abi::Invalid("option order: got \"" + order + "\", wanted forward or backward");
-    }
-    set_backward_order(order == "backward");
+    set_backward_order(!choice(options, "order", "forward", "backward"));
 #endif
   }
 
@@ -99,22 +105,25 @@ class Cuda {
       product_.reset();
       product_ = std::make_unique<Product>(Product{b, dtype.code, dtype.bits, Linear(weight, nullptr)});
     }
-    product_->linear.apply(static_cast<const std::byte*>(a), static_cast<std::byte*>(c), n, nullptr);
+    product_->linear.apply(static_cast<const std::byte*>(a), static_cast<std::byte*>(c), n, {});
   }
 
-  /// Throws what the device found wrong with the steps that this thread has run since it last asked.
+  /// Throws what the device found wrong with the steps of plans that this thread was the last to run, replays of
+  /// captured ones too, since it last asked.
   void synchronize() {
-    std::vector<Reported> mine;
-    {
-      const std::lock_guard lock(mutex_);
-      mine.swap(expected_[std::this_thread::get_id()]);
-      expected_.erase(std::this_thread::get_id());
-    }
     cuda::synchronize();
     Report first{};
-    for (const Reported& reported : mine) {
-      if (first.fault == Fault::none) first = *reported->get();
-      *reported->get() = Report{};
+    {
+      const std::lock_guard lock(mutex_);
+      for (const Expected& one : expected_) {
+        if (one.by != std::this_thread::get_id()) continue;
+        if (first.fault == Fault::none) first = *one.report->get();
+        *one.report->get() = Report{};
+      }
+      // Of plans that are gone nothing more will come. What another thread has not asked for stays.
+      std::erase_if(expected_, [](const Expected& one) {
+        return one.report.use_count() == 1 && one.report->get()->fault == Fault::none;
+      });
     }
     refuse(first);
   }
@@ -124,9 +133,20 @@ class Cuda {
 
   void expect(Reported report) {
     const std::lock_guard lock(mutex_);
-    std::vector<Reported>& mine = expected_[std::this_thread::get_id()];
-    if (mine.empty() || mine.back() != report) mine.push_back(std::move(report));
+    const auto known =
+        std::find_if(expected_.begin(), expected_.end(), [&](const Expected& one) { return one.report == report; });
+    if (known != expected_.end()) {
+      known->by = std::this_thread::get_id();
+    } else {
+      expected_.push_back({std::move(report), std::this_thread::get_id()});
+    }
   }
+
+  /// A plan's report, and the thread that ran it last.
+  struct Expected {
+    Reported report;
+    std::thread::id by;
+  };
 
   /// The last one: what was prepared for its second factor serves until that is another.
   struct Product {
@@ -138,7 +158,7 @@ class Cuda {
   Settings settings_;
   std::mutex mutex_;
   std::unique_ptr<Product> product_;
-  std::map<std::thread::id, std::vector<Reported>> expected_;
+  std::vector<Expected> expected_;  ///< Of all plans that have run.
 };
 
 }  // namespace

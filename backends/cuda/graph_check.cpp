@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether a step can be captured in a CUDA graph: captured once and replayed as the sequences grow, it must do bit for
 // bit what the same steps do one by one. A serving engine replays its decode step so; a backend that reads a length on
-// the host replays the first one for ever.
+// the host replays the first one for ever. A larger step between capture and replays must not take away the memory that
+// the captured one uses, and a replay that finds a cache full must be refused as a step is.
 //
 //   attest-cuda-graph path/to/attest-backend-cuda.so
 //
@@ -57,8 +58,10 @@ class Tensor {
   Tensor& operator=(const Tensor&) = delete;
 
   DLTensor* get() { return &tensor_; }
-  void reset() const {
-    check("upload", cudaMemcpy(tensor_.data, first_.data(), first_.size(), cudaMemcpyHostToDevice));
+  void reset() const { put(first_); }
+  void put(const std::vector<std::byte>& bytes) const {
+    check("upload", cudaMemcpy(tensor_.data, bytes.data(), bytes.size(), cudaMemcpyHostToDevice));
+    check("cudaStreamSynchronize", cudaStreamSynchronize(nullptr));  // Steps are in a stream that does not wait for it.
   }
   [[nodiscard]] std::vector<std::byte> now() const {
     std::vector<std::byte> bytes(first_.size());
@@ -93,15 +96,19 @@ Tensor numbers(const std::vector<std::int64_t>& shape) {
   return {{kDLBfloat, 16, 1}, shape, bytes};
 }
 
-Tensor integers(const std::vector<std::int64_t>& shape, const std::vector<std::int32_t>& values) {
+std::vector<std::byte> bytes_of(const std::vector<std::int32_t>& values) {
   std::vector<std::byte> bytes(values.size() * sizeof(std::int32_t));
   std::memcpy(bytes.data(), values.data(), bytes.size());
-  return {{kDLInt, 32, 1}, shape, bytes};
+  return bytes;
+}
+Tensor integers(const std::vector<std::int64_t>& shape, const std::vector<std::int32_t>& values) {
+  return {{kDLInt, 32, 1}, shape, bytes_of(values)};
 }
 
-/// Whether replays answer what single steps do.
+/// Whether replays answer what single steps do, and are refused as those are.
 bool same(const attest_backend& table, attest_context* context, bool paged) {
-  constexpr std::int64_t batch = 3, query_heads = 8, kv_heads = 2, dim = 64, capacity = 512, page = 16;
+  constexpr std::int64_t batch = 3, query_heads = 8, kv_heads = 2, dim = 64, capacity = 1024, page = 16;
+  constexpr std::int64_t most = 400;  // Tokens of all steps but the larger one.
   constexpr std::int64_t pages = batch * capacity / page;
   Tensor query = numbers({batch, 1, query_heads, dim}), key = numbers({batch, 1, kv_heads, dim}),
          value = numbers({batch, 1, kv_heads, dim}), output = numbers({batch, 1, query_heads, dim});
@@ -134,7 +141,7 @@ bool same(const attest_backend& table, attest_context* context, bool paged) {
   step.struct_size = sizeof step;
   step.query = query.get(), step.key = key.get(), step.value = value.get(), step.output = output.get();
   step.cache = &cache;
-  step.max_query_length = 1, step.max_total_length = capacity;  // Of all replays.
+  step.max_query_length = 1, step.max_total_length = most;
   cudaStream_t stream = nullptr;
   check("cudaStreamCreate", cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   step.stream = stream;
@@ -159,6 +166,10 @@ bool same(const attest_backend& table, attest_context* context, bool paged) {
   run();
   check("cudaStreamEndCapture", cudaStreamEndCapture(stream, &graph));
   check("cudaGraphInstantiate", cudaGraphInstantiate(&replay, graph, 0));
+  step.max_total_length = capacity;
+  run();
+  wait();
+  for (const Tensor* tensor : {&key_cache, &value_cache, &lengths, &output}) tensor->reset();
   bool right = true;
   for (int i = 0; i < steps && right; ++i) {
     check("cudaGraphLaunch", cudaGraphLaunch(replay, stream));
@@ -169,6 +180,21 @@ bool same(const attest_backend& table, attest_context* context, bool paged) {
   if (right && (key_cache.now() != wanted_key || lengths.now() != wanted_lengths)) {
     std::printf("%s: replays leave another cache\n", paged ? "paged" : "contiguous");
     right = false;
+  }
+  if (right) {
+    const std::vector<std::byte> full = bytes_of({5, static_cast<std::int32_t>(capacity), 5});
+    lengths.put(full);
+    check("cudaGraphLaunch", cudaGraphLaunch(replay, stream));
+    check("cudaStreamSynchronize", cudaStreamSynchronize(stream));
+    attest_message message{};
+    message.struct_size = sizeof message;
+    const attest_status status = table.synchronize(context, &message);
+    right = status == ATTEST_OVERFLOW && key_cache.now() == wanted_key && lengths.now() == full;
+    if (!right) {
+      std::printf(
+          "%s: a replay over a full cache answers %d, wanted %d (OVERFLOW), and must leave the cache as it was\n",
+          paged ? "paged" : "contiguous", static_cast<int>(status), static_cast<int>(ATTEST_OVERFLOW));
+    }
   }
   table.release(plan);
   (void)cudaGraphExecDestroy(replay);

@@ -8,6 +8,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -49,20 +50,22 @@ Layout layout(abi::Storage storage, std::int64_t rows, std::int64_t columns) {
   return Layout(made);
 }
 
+constexpr std::uint32_t most_alignment = 256;  // Of memory as the device gives it, and all that cuBLASLt asks about.
 std::uint32_t alignment(const void* memory) {
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  return static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & (~address + 1)));
+  return static_cast<std::uint32_t>(std::min<std::uintptr_t>(most_alignment, address & (~address + 1)));
 }
 
-/// A tensor's elements side by side, by way of the host; null if they lie so already. Once a problem, so it may be
-/// slow.
-void compact_copy(const DLTensor& tensor, Scratch& copy, const std::byte*& data) {
+/// A tensor's elements side by side, by way of the host: a copy, unless they lie so already and, where `aligned`, begin
+/// where memory of the device's own would. Once a problem, so it may be slow.
+void compact_copy(const DLTensor& tensor, bool aligned, Scratch& copy, const std::byte*& data) {
   const auto bytes = static_cast<std::int64_t>(abi::bytes_of(abi::storage_of(tensor.dtype)));
   data = static_cast<const std::byte*>(tensor.data) + tensor.byte_offset;
   const std::int64_t rows = tensor.ndim == 2 ? tensor.shape[0] : 1, columns = tensor.shape[tensor.ndim - 1];
   const std::int64_t row = rows == 1 ? 0 : tensor.strides[0];
   const std::int64_t column = columns == 1 ? 0 : tensor.strides[tensor.ndim - 1];
-  if ((rows == 1 || row == columns) && (columns == 1 || column == 1)) return;
+  const bool compact = (rows == 1 || row == columns) && (columns == 1 || column == 1);
+  if (compact && (!aligned || alignment(data) == most_alignment)) return;
   std::vector<std::byte> spread(static_cast<std::size_t>(((rows - 1) * row + (columns - 1) * column + 1) * bytes));
   download(spread.data(), data, spread.size());
   std::vector<std::byte> dense(static_cast<std::size_t>(rows * columns * bytes));
@@ -93,10 +96,12 @@ struct Linear::Parts {
   Library library;
   Product product;
   Layout weight;
-  std::map<std::int64_t, Choice> choices;  ///< A plan meets few numbers of rows.
+  /// By rows, and the alignments of x and y, on which a choice relies. A plan meets few of them.
+  std::map<std::tuple<std::int64_t, std::uint32_t, std::uint32_t>, Choice> choices;
 
   const Choice& choice(std::int64_t in, std::int64_t out, std::int64_t rows, const std::byte* x, const std::byte* y) {
-    const auto found = choices.find(rows);
+    const std::tuple key(rows, alignment(x), alignment(y));
+    const auto found = choices.find(key);
     if (found != choices.end()) return found->second;
     Choice made{layout(storage, in, rows), layout(storage, out, rows), {}};
     cublasLtMatmulPreference_t preference = nullptr;
@@ -106,6 +111,9 @@ struct Linear::Parts {
       ATTEST_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
+    // Where a product's sums are split, parts are added in f32; other schemes would round each to 16 bits first, for
+    // which spec/tolerance.md has no room.
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(weight_data));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(x));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(y));
@@ -119,7 +127,7 @@ struct Linear::Parts {
                                std::to_string(in) + " to " + std::to_string(out));
     made.algorithm = result.algo;
     if (choices.size() >= 64) choices.clear();
-    return choices.emplace(rows, std::move(made)).first->second;
+    return choices.emplace(key, std::move(made)).first->second;
   }
 };
 
@@ -128,8 +136,9 @@ Linear::Linear(const DLTensor& weight, const DLTensor* bias)
     : in_(weight.shape[1]), out_(weight.shape[0]), parts_(std::make_unique<Parts>()) {
   Parts& p = *parts_;
   p.storage = abi::storage_of(weight.dtype);
-  compact_copy(weight, p.weight_copy, p.weight_data);
-  if (bias != nullptr) compact_copy(*bias, p.bias_copy, p.bias_data);
+  compact_copy(weight, false, p.weight_copy, p.weight_data);
+  // No preference tells cuBLASLt how a bias is aligned.
+  if (bias != nullptr) compact_copy(*bias, true, p.bias_copy, p.bias_data);
   p.workspace.get(static_cast<std::int64_t>(workspace_bytes));
 
   cublasLtHandle_t library = nullptr;
@@ -159,7 +168,7 @@ void Linear::apply(const std::byte* x, std::byte* y, std::int64_t rows, Stream s
   ATTEST_CUBLAS(cublasLtMatmul(p.library.get(), p.product.get(), &one, p.weight_data, p.weight.get(), x, choice.x.get(),
                                &zero, y, choice.y.get(), y, choice.y.get(), &choice.algorithm,
                                p.workspace.get(static_cast<std::int64_t>(workspace_bytes)), workspace_bytes,
-                               static_cast<cudaStream_t>(stream)));
+                               static_cast<cudaStream_t>(stream.handle)));
 }
 
 }  // namespace attest::cuda

@@ -42,8 +42,19 @@ Machine find_machine() {
   // Only the GPUs of 9.0 have these products, and only code for 9.0a.
   const bool built = std::string_view(ATTEST_CUDA_ARCHITECTURES).find("90a") != std::string_view::npos;
   const bool warpgroups = built && properties.major == 9 && properties.minor == 0;
-  return {properties.name, properties.multiProcessorCount, properties.sharedMemPerBlockOptin,
-          warpgroups ? least_warpgroup_rows : 0, properties.l2CacheSize};
+  const int compiled_for = kernels_compiled_for();
+  if (compiled_for == 0) {
+    throw abi::Unsupported(std::string("no code for the CUDA device ") + properties.name + ", compute capability " +
+                           std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+                           ": this was built for " ATTEST_CUDA_ARCHITECTURES);
+  }
+  constexpr int least_that_waits = 90;  // launch.cuh
+  return {properties.name,
+          properties.multiProcessorCount,
+          properties.sharedMemPerBlockOptin,
+          warpgroups ? least_warpgroup_rows : 0,
+          properties.l2CacheSize,
+          compiled_for >= least_that_waits};
 }
 
 void* allocate(std::size_t bytes) {
@@ -54,8 +65,14 @@ void* allocate(std::size_t bytes) {
 void deallocate(void* memory) noexcept {
   (void)cudaFree(memory);
 }
+void clear(void* device, std::size_t bytes) {
+  ATTEST_CUDA(cudaMemset(device, 0, bytes));
+  ATTEST_CUDA(cudaStreamSynchronize(nullptr));
+}
 void upload(void* device, const void* host, std::size_t bytes) {
   ATTEST_CUDA(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+  // From pageable memory it comes back when the bytes have been taken, not when they have arrived.
+  ATTEST_CUDA(cudaStreamSynchronize(nullptr));
 }
 void download(void* host, const void* device, std::size_t bytes) {
   ATTEST_CUDA(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));

@@ -11,8 +11,11 @@
 
 namespace attest::cuda {
 
-/// A stream of the device, as attest_step has it; null: the default one.
-using Stream = void*;
+/// Where launches are queued.
+struct Stream {
+  void* handle = nullptr;  ///< As attest_step has it; null: the default one.
+  bool overlap = false;    ///< A launch's blocks may be there before the launch before it has ended, and wait for it.
+};
 
 struct Grid {
   int x, y, z;
@@ -24,6 +27,7 @@ struct Machine {
   std::size_t shared_bytes;     ///< Most shared memory of a block.
   int warpgroup_rows = 0;       ///< Rows from which products of warpgroups are used; 0: it has none.
   std::int64_t last_cache = 0;  ///< Bytes of the cache before the device's memory; 0: there is none.
+  bool overlap = false;         ///< Whether launches may: its kernels were compiled to wait for each other.
 };
 
 /// What the backend was built for and with, in a line; needs no device.
@@ -36,6 +40,8 @@ Machine find_machine();
 
 void* allocate(std::size_t bytes);
 void deallocate(void* memory) noexcept;
+/// Zeros; done when it answers, and so is upload.
+void clear(void* device, std::size_t bytes);
 void upload(void* device, const void* host, std::size_t bytes);
 void download(void* host, const void* device, std::size_t bytes);
 void synchronize();
@@ -50,6 +56,10 @@ inline constexpr int least_warpgroup_rows = 65;
 
 /// Threads get their turns in another order, where that can be chosen: in the emulation.
 void set_backward_order(bool backward);
+
+/// The compute capability, times 10, that the code was compiled for which this device runs: older than the device's
+/// where the driver has translated it. 0: there is none that it can run.
+int kernels_compiled_for();
 
 // Each kernel, with the grid that its header asks for.
 void launch_survey(const SurveyArguments& arguments, Stream stream);

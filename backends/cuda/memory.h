@@ -2,8 +2,10 @@
 // Device memory that a plan owns.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,26 +14,46 @@
 
 namespace attest::cuda {
 
-/// Scratch that grows with the largest step so far: a step that is to be captured in a graph is run once before.
+/// Scratch that grows with the largest step so far: a step that is to be captured in a graph is run once before. What
+/// was too small stays, for graphs that were captured with it; each growth doubles where there is room, so that is
+/// hardly ever more than what is in use.
 class Scratch {
  public:
+  enum class First { as_it_is, zeros };  ///< What lies in it at first.
+  explicit Scratch(First first = First::as_it_is) : first_(first) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
   template <class T = std::byte>
   T* get(std::int64_t count) {
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     if (bytes > size_) {
-      memory_.reset();  // Waits for whoever still uses it.
-      size_ = 0;
-      memory_.reset(allocate(bytes));
-      size_ = bytes;
+      std::size_t size = std::max(bytes, 2 * size_);
+      std::unique_ptr<void, Free> memory(take(size, bytes));
+      if (first_ == First::zeros) clear(memory.get(), size);
+      memory_.push_back(std::move(memory));
+      size_ = size;
     }
-    return static_cast<T*>(memory_.get());
+    return memory_.empty() ? nullptr : static_cast<T*>(memory_.back().get());
   }
 
  private:
   struct Free {
     void operator()(void* memory) const { deallocate(memory); }
   };
-  std::unique_ptr<void, Free> memory_;
+  /// `size` bytes, or where that is too much no more than `least`.
+  static void* take(std::size_t& size, std::size_t least) {
+    try {
+      return allocate(size);
+    } catch (const std::exception&) {
+      if (size == least) throw;
+    }
+    size = least;
+    return allocate(size);
+  }
+
+  First first_;
+  std::vector<std::unique_ptr<void, Free>> memory_;
   std::size_t size_ = 0;
 };
 

@@ -123,7 +123,7 @@ void StepPlan::run(const attest_step& step) {
   s.sequences = sequences_.get<Sequence>(p.batch);
   s.go = go_.get<std::int32_t>(1);
   s.slots.divisor = 1;
-  s.stream = step.stream;
+  s.stream = {step.stream, settings_.machine.overlap};
   if (step.cache != nullptr) {
     const DLTensor* const table = step.cache->block_table;
     s.slots.divisor = static_cast<std::int32_t>(table != nullptr ? p.page_size : p.capacity);
@@ -390,8 +390,14 @@ void StepPlan::attend(const attest_step& step, const Step& s, const Tokens& quer
     const std::int64_t ahead = p.causal != ATTEST_CAUSAL_NONE ? 0 : visibility_.right;
     keys = std::min(keys, visibility_.left + ahead + 1 + engine.tile_rows / group + 1);
   }
-  const Splits splits = splits_for(tiles * p.kv_heads * p.batch, tiles == 1, keys, from_start, a.layout.keys,
-                                   settings_.split_keys, settings_.machine);
+  const Splits splits =
+      splits_for({.blocks = tiles * p.kv_heads * p.batch,
+                  .one_tile = tiles == 1,
+                  .even = p.batch == 1,
+                  .keys = keys,
+                  .from_start = from_start,
+                  .tile_keys = a.layout.keys},
+                 resident_blocks(engine, a.layout, settings_.machine), settings_.split_keys, settings_.machine);
   a.splits = splits.count;
   a.split_keys = splits.keys;
   Results& r = a.results;

@@ -65,8 +65,11 @@ class StepPlan {
   double magnitude_;
   Uploaded<float> slopes_;
   std::shared_ptr<Visible<Report>> report_;
-  Scratch sequences_, go_, gathered_q_, gathered_k_, gathered_v_, projected_q_, projected_k_, projected_v_;
-  Scratch query_, key_, value_, key_scales_, value_scales_, attended_, projected_out_, sums_, weights_;
+  Scratch sequences_, go_, projected_q_, projected_k_, projected_v_;
+  Scratch query_, key_, value_, key_scales_, value_scales_, projected_out_, sums_, weights_;
+  // What projections read: all rows, also of tokens that are not there.
+  Scratch gathered_q_{Scratch::First::zeros}, gathered_k_{Scratch::First::zeros}, gathered_v_{Scratch::First::zeros};
+  Scratch attended_{Scratch::First::zeros};
 };
 
 }  // namespace attest::cuda

@@ -42,6 +42,13 @@ AttendLayout prefill_layout(const Heads& heads, int keys) {
   return l;
 }
 
+/// Blocks that a multiprocessor's shared memory has room for. It has as much as the largest block may use, and the part
+/// of each block that CUDA keeps for itself.
+int blocks_by_memory(const AttendLayout& layout, const Machine& machine) {
+  constexpr std::size_t kept = 1 << 10;
+  return static_cast<int>((machine.shared_bytes + kept) / (static_cast<std::size_t>(layout.bytes) + kept));
+}
+
 }  // namespace
 
 EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const Machine& machine) {
@@ -93,31 +100,41 @@ AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Mach
     }
     l.bytes = room.end();
     // Two blocks a multiprocessor, so that one computes while the other waits; if need be, one.
-    const std::size_t most = keys > 16 ? machine.shared_bytes / 2 : machine.shared_bytes;
-    if (static_cast<std::size_t>(l.bytes) <= most) return l;
+    if (static_cast<std::size_t>(l.bytes) <= machine.shared_bytes && (keys <= 16 || blocks_by_memory(l, machine) >= 2))
+      return l;
   }
   throw abi::Unsupported("not implemented: heads of " + std::to_string(key_channels) + " and " +
                          std::to_string(value_channels) + " channels in " + std::to_string(machine.shared_bytes) +
                          " bytes of shared memory");
 }
 
-Splits splits_for(std::int64_t blocks, bool one_tile, std::int64_t keys, bool from_start, int tile_keys, int wanted,
-                  const Machine& machine) {
+int resident_blocks(const EngineFacts& engine, const AttendLayout& layout, const Machine& machine) {
+  const int by_registers = engine.tile_rows == prefill_rows ? 1 : attend_blocks(engine.tile_rows);
+  return std::clamp(blocks_by_memory(layout, machine), 1, by_registers);
+}
+
+Splits splits_for(const Unsplit& launch, int resident, int wanted, const Machine& machine) {
   const Splits whole{1, std::numeric_limits<std::int32_t>::max()};
+  const std::int64_t blocks = launch.blocks, keys = launch.keys, tile_keys = launch.tile_keys;
   if (blocks <= 0 || keys <= 0) return whole;
   std::int64_t each = wanted;
   if (each == 0) {
-    // Four blocks for each multiprocessor: two at a time, twice, so that the end is not ragged. Decoding is split even
-    // if there are as many blocks: lengths may be skewed, and a long sequence must not be alone at the end.
+    const std::int64_t places = static_cast<std::int64_t>(machine.multiprocessors) * resident;
+    // Blocks that all have as much to do begin and end together: no more of them than there are places, or all would
+    // wait for their first keys again (but for one more where the first and the last share one's work). Else twice as
+    // many, so that the end is not ragged.
+    const bool together = launch.even && launch.one_tile;
+    const std::int64_t parts =
+        together ? std::max<std::int64_t>(1, places / blocks) : (2 * places + blocks - 1) / blocks;
+    if (parts == 1 && !launch.one_tile) return whole;
+    each = std::max(4 * tile_keys, rounded_up((keys + parts - 1) / parts, tile_keys));
+    // Decoding is split even if there are as many blocks: lengths may be skewed, and a long sequence must not be alone
+    // at the end; and what a captured step was told of lengths may be far above what they are.
     constexpr std::int64_t most_keys = 2048;
-    const std::int64_t least_keys = 4 * tile_keys;
-    const std::int64_t parts = (4 * static_cast<std::int64_t>(machine.multiprocessors) + blocks - 1) / blocks;
-    each = std::max(least_keys, rounded_up((keys + parts - 1) / parts, static_cast<std::int64_t>(tile_keys)));
-    if (one_tile) each = std::min(each, most_keys);
-    if (!one_tile && parts == 1) return whole;
+    if (launch.one_tile) each = std::min(each, most_keys);
   }
   // Splits begin at multiples of their size, wherever the keys begin.
-  const std::int64_t count = (keys + each - 1) / each + (from_start ? 0 : 1);
+  const std::int64_t count = (keys + each - 1) / each + (launch.from_start ? 0 : 1);
   if (count <= 1) return whole;
   return {static_cast<int>(count), static_cast<int>(each)};
 }

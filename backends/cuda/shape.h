@@ -30,12 +30,22 @@ EngineFacts engine_for(const Heads& heads, std::int64_t rows, bool usual, const 
 /// Throws abi::Unsupported if it does not fit into the machine's shared memory.
 AttendLayout layout_of(const EngineFacts& engine, const Heads& heads, const Machine& machine);
 
-/// How the keys are split. `blocks`: of a launch with one split; `keys`: most that a block can see; `wanted`: keys of a
-/// split, 0: as is best for the machine.
+/// Blocks that a multiprocessor has room for at a time.
+int resident_blocks(const EngineFacts& engine, const AttendLayout& layout, const Machine& machine);
+
+/// A launch whose keys may be split.
+struct Unsplit {
+  std::int64_t blocks;  ///< With one split.
+  bool one_tile;        ///< Of rows, for each sequence and KV head: all that read the same keys are in one block.
+  bool even;            ///< All blocks see as many keys.
+  std::int64_t keys;    ///< Most that a block can see.
+  bool from_start;      ///< All blocks see keys from the first on.
+  int tile_keys;
+};
 struct Splits {
   int count, keys;
 };
-Splits splits_for(std::int64_t blocks, bool one_tile, std::int64_t keys, bool from_start, int tile_keys, int wanted,
-                  const Machine& machine);
+/// `resident`: resident_blocks; `wanted`: keys of a split, 0: as is best for the machine.
+Splits splits_for(const Unsplit& launch, int resident, int wanted, const Machine& machine);
 
 }  // namespace attest::cuda

@@ -95,18 +95,45 @@ TEST_CASE("the tiles of warpgroups lie at whole swizzles, and no two parts overl
   }
 }
 
+TEST_CASE("as many blocks are counted on as a multiprocessor has room for") {
+  const auto resident = [](const Heads& heads, std::int64_t rows) {
+    const EngineFacts engine = engine_for(heads, rows, false, hopper);
+    return resident_blocks(engine, layout_of(engine, heads, hopper), hopper);
+  };
+  CHECK(resident({Storage::bf16, Storage::bf16, 128, 128}, 4) == 3);
+  CHECK(resident({Storage::bf16, Storage::bf16, 128, 128}, 64) == 2);
+  CHECK(resident({Storage::bf16, Storage::bf16, 128, 128}, 4096) == 1);
+  CHECK(resident({Storage::f32, Storage::f32, 576, 512}, 4) == 1);
+  for (const int channels : {8, 64, 80, 128, 192, 256, 512}) {
+    const Heads heads{Storage::f16, Storage::f16, channels, channels};
+    const EngineFacts engine = engine_for(heads, 4, false, hopper);
+    const AttendLayout l = layout_of(engine, heads, hopper);
+    // Of 228 KiB each block takes 1 KiB more than it asks for.
+    CHECK(resident_blocks(engine, l, hopper) * (l.bytes + 1024) <= 228 * 1024);
+    if (l.keys > 16) CHECK(resident_blocks(engine, l, hopper) >= 2);
+  }
+}
+
+Unsplit decode(std::int64_t blocks, bool even, std::int64_t keys) {
+  return {.blocks = blocks, .one_tile = true, .even = even, .keys = keys, .from_start = true, .tile_keys = 32};
+}
+
 TEST_CASE("splits cover the keys, wherever they begin") {
   for (const Machine& machine : {hopper, small}) {
     for (const std::int64_t blocks : {1, 8, 64, 512, 100'000}) {
       for (const std::int64_t keys : {1, 63, 64, 1000, 8192, 131'072}) {
         for (const bool from_start : {true, false}) {
-          for (const int wanted : {0, 16, 1000}) {
-            const Splits splits = splits_for(blocks, true, keys, from_start, 64, wanted, machine);
-            REQUIRE(splits.count >= 1);
-            if (splits.count == 1) continue;
-            const std::int64_t first = from_start ? 0 : splits.keys - 1;  // The worst place for a range to begin.
-            CHECK((first + keys - 1) / splits.keys < splits.count);
-            if (wanted == 0) CHECK(splits.keys % 64 == 0);
+          for (const bool even : {true, false}) {
+            for (const int wanted : {0, 16, 1000}) {
+              Unsplit launch = decode(blocks, even, keys);
+              launch.from_start = from_start;
+              const Splits splits = splits_for(launch, 2, wanted, machine);
+              REQUIRE(splits.count >= 1);
+              if (splits.count == 1) continue;
+              const std::int64_t first = from_start ? 0 : splits.keys - 1;  // The worst place for a range to begin.
+              CHECK((first + keys - 1) / splits.keys < splits.count);
+              if (wanted == 0) CHECK(splits.keys % launch.tile_keys == 0);
+            }
           }
         }
       }
@@ -114,16 +141,25 @@ TEST_CASE("splits cover the keys, wherever they begin") {
   }
 }
 
-TEST_CASE("splits keep the machine busy, and long sequences do not stay whole") {
-  // Batch 1, 8 KV heads, 32k keys: four blocks a multiprocessor, nearly.
-  const Splits one = splits_for(8, true, 32'768, true, 64, 0, hopper);
-  CHECK(8 * one.count >= 3 * hopper.multiprocessors);
-  CHECK(8 * one.count <= 5 * hopper.multiprocessors);
+TEST_CASE("blocks that have as much to do fill the machine once, and others do not leave a long one alone") {
+  for (const int resident : {2, 3}) {
+    const int places = resident * hopper.multiprocessors;
+    for (const std::int64_t keys : {32'768, 60'000}) {
+      const Splits one = splits_for(decode(8, true, keys), resident, 0, hopper);
+      INFO(resident << " a multiprocessor, " << keys << " keys: " << one.count << " splits");
+      CHECK(8 * one.count <= places);
+      CHECK(8 * one.count >= places * 9 / 10);
+    }
+  }
+  // A captured step may be told of far more keys than there are.
+  CHECK(splits_for(decode(32, true, 131'072), 3, 0, hopper).keys == 2048);
   // Batch 64: enough blocks, and yet split.
-  CHECK(splits_for(512, true, 32'768, true, 64, 0, hopper).keys == 2048);
+  CHECK(splits_for(decode(512, false, 32'768), 3, 0, hopper).keys == 2048);
   // Prefill with enough tiles is not split, nor is what is short.
-  CHECK(splits_for(4096, false, 32'768, true, 64, 0, hopper).count == 1);
-  CHECK(splits_for(1, true, 200, true, 64, 0, hopper).count == 1);
+  Unsplit prefill = decode(4096, false, 32'768);
+  prefill.one_tile = false;
+  CHECK(splits_for(prefill, 1, 0, hopper).count == 1);
+  CHECK(splits_for(decode(1, true, 100), 3, 0, hopper).count == 1);
 }
 
 }  // namespace

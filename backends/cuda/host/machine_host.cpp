@@ -20,7 +20,7 @@ std::string machine_description() {
 
 Machine find_machine() {
   // As few multiprocessors as a small grid needs to be split; else compute capability 9.0.
-  return {"emulation", 4, 227 << 10, least_warpgroup_rows};
+  return {"emulation", 8, 227 << 10, least_warpgroup_rows};
 }
 
 void set_backward_order(bool backward) {
@@ -34,6 +34,9 @@ void* allocate(std::size_t bytes) {
 }
 void deallocate(void* memory) noexcept {
   ::operator delete (memory, std::align_val_t{256});
+}
+void clear(void* device, std::size_t bytes) {
+  std::memset(device, 0, bytes);
 }
 void upload(void* device, const void* host, std::size_t bytes) {
   std::memcpy(device, host, bytes);

@@ -102,6 +102,11 @@ struct Results {
   }
 };
 
+/// Blocks of Attend that a multiprocessor has registers for, by the rows of a tile: what they are compiled for.
+ATTEST_BOTH constexpr int attend_blocks(int tile_rows) {
+  return tile_rows == 16 ? 3 : 2;
+}
+
 /// Most keys of a tile of Attend: as many as its softmax has registers for. In f32, and in f16 and bf16.
 inline constexpr int most_fused_keys = 32, most_matrix_keys = 64;
 

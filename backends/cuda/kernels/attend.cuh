@@ -13,7 +13,7 @@ namespace attest::cuda {
 /// Grid: (row tiles * splits) x KV heads x sequences.
 template <class Engine>
 struct Attend {
-  static constexpr int threads = attend_threads, blocks = 2;  // As many as shared memory has room for.
+  static constexpr int threads = attend_threads, blocks = attend_blocks(Engine::rows);
   using Arguments = AttendArguments;
   using Number = typename Engine::Number;
   static constexpr int rows = Engine::rows, stages = Engine::stages;
@@ -30,15 +30,18 @@ struct Attend {
       : a_(a), shared_(shared), block_(a, block_index().x / a.splits, rows), row_(block_.row(own_row())) {}
 
   ATTEST_DEVICE void play() {
-    take_queries();
-    clear_padding();
     const std::int32_t first = block_.first_tile(), tiles = block_.tiles();
+    ATTEST_UNROLL_BY(1)  // It is much code, and runs once.
     for (std::int32_t tile = 0; tile < stages - 1; ++tile) put(tile, find(first + tile, block_.look_up(first + tile)));
     barrier();
+    ATTEST_UNROLL_BY(1)
     for (std::int32_t tile = 0; tile < stages - 1; ++tile) {
       if (tile < tiles) fetch(tile, first + tile);
       copy_commit();
     }
+    // While the first keys are on their way.
+    take_queries();
+    clear_padding();
     typename Engine::Sum sum;
     // What the block table says is asked a turn before it is needed.
     Slots::Entry entry = block_.look_up(first + stages - 1);

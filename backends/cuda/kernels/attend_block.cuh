@@ -149,15 +149,20 @@ struct AttendBlock {
 
   /// Brings the rows of a tile, zeros for those that are not there; in the background where they can be read 16 bytes
   /// at a time. `place(n, byte)`: where that byte of row n belongs; 16 bytes from a multiple of 16 on lie together.
-  /// `usual_keys`: of a tile; with so many, rows of usual sizes come by fetch_rows. 0: none do.
-  template <int threads, int usual_keys, class Place>
+  /// `most_keys`: of a tile; with so many, or half of them, rows of usual sizes come by fetch_rows. 0: none do.
+  template <int threads, int most_keys, class Place>
   ATTEST_DEVICE void fetch(const KvSide& side, std::int32_t tile, const std::byte* const* from, Place place) const {
     const std::int32_t size = element_bytes(side.cache.storage);
-    if constexpr (usual_keys > 0) {
-      if (side.vectors != 0 && a.layout.keys == usual_keys) {
-        if (side.width * size == 128) return fetch_rows<threads, usual_keys, 8>(side, tile, from, place);
-        if (side.width * size == 256) return fetch_rows<threads, usual_keys, 16>(side, tile, from, place);
-        if (side.width * size == 512) return fetch_rows<threads, usual_keys, 32>(side, tile, from, place);
+    if constexpr (most_keys > 0) {
+      const std::int32_t bytes = side.width * size;
+      const auto rows_of = [&]<int tile_keys>(std::integral_constant<int, tile_keys>) {
+        if (bytes == 128) return fetch_rows<threads, tile_keys, 8>(side, tile, from, place);
+        if (bytes == 256) return fetch_rows<threads, tile_keys, 16>(side, tile, from, place);
+        fetch_rows<threads, tile_keys, 32>(side, tile, from, place);
+      };
+      if (side.vectors != 0 && (bytes == 128 || bytes == 256 || bytes == 512)) {
+        if (a.layout.keys == most_keys) return rows_of(std::integral_constant<int, most_keys>());
+        if (a.layout.keys == most_keys / 2) return rows_of(std::integral_constant<int, most_keys / 2>());
       }
     }
     if (side.vectors != 0) {

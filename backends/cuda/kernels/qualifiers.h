@@ -7,8 +7,11 @@
 #define ATTEST_DEVICE __device__ __forceinline__
 #define ATTEST_BOTH __host__ __device__ __forceinline__
 #define ATTEST_UNROLL _Pragma("unroll")
+#define ATTEST_UNROLL_BY(count) _Pragma(ATTEST_TEXT(unroll count))
+#define ATTEST_TEXT(text) #text
 #else
 #define ATTEST_DEVICE inline
 #define ATTEST_BOTH inline
 #define ATTEST_UNROLL
+#define ATTEST_UNROLL_BY(count)
 #endif

@@ -7,6 +7,20 @@
 
 namespace attest::cuda {
 
+#if defined(__CUDACC__)
+int kernels_compiled_for() {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, entry<Survey>);
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction ||
+      status == cudaErrorUnsupportedPtxVersion) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  ATTEST_CUDA(status);
+  return attributes.ptxVersion;
+}
+#endif
+
 void launch_survey(const SurveyArguments& arguments, Stream stream) {
   launch<Survey>({1, 1, 1}, Survey::shared_bytes, stream, arguments);
 }
@@ -17,7 +31,7 @@ void launch_store(Grid grid, const StoreArguments& arguments, Stream stream) {
   launch<Store>(grid, 0, stream, arguments);
 }
 void launch_combine(Grid grid, const CombineArguments& arguments, Stream stream) {
-  launch<Combine>(grid, 0, stream, arguments);
+  launch<Combine>(grid, Combine::shared_bytes, stream, arguments);
 }
 
 }  // namespace attest::cuda
