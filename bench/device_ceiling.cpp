@@ -16,8 +16,6 @@ namespace {
 
 constexpr size_t kLeastBytes = size_t{1} << 20, kMostBytes = size_t{1} << 32;
 constexpr int64_t kLeastProduct = 64, kMostProduct = 8192;
-/// Seconds of work, beside which a launch and the waking of the host do not count.
-constexpr double kEnough = 2e-3;
 
 /// Seconds: the least of three, of which a hiccup of the machine is none, after one that loads and chooses kernels.
 template <typename Work>
@@ -69,7 +67,7 @@ void DeviceCeiling::make_pair(int64_t last_cache) {
     fill(device_, pair_->from.data(), bytes, DType::f32);
     const double seconds = seconds_of([this] { copy(); });
     check_copy();
-    if (seconds >= kEnough) return;
+    if (seconds >= kEnoughWork) return;
   }
 }
 
@@ -94,7 +92,7 @@ void DeviceCeiling::make_product() {
     }
     const double seconds = seconds_of([this] { multiply(); });
     check_product();
-    if (seconds >= kEnough) return;
+    if (seconds >= kEnoughWork) return;
   }
 }
 

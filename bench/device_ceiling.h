@@ -10,6 +10,9 @@
 
 namespace attest::bench {
 
+/// Seconds of a device's work, beside which launches and the waking of the host do not count.
+inline constexpr double kEnoughWork = 2e-3;
+
 class DeviceCeiling {
  public:
   /// Takes memory and finds out how much work keeps the device busy for long enough: a copy far beyond its caches, and

@@ -148,12 +148,26 @@ TEST_CASE("What does not fit into a device is not measured, and says so") {
 }
 
 TEST_CASE("A device that works when nobody looks at the clock gets no number") {
-  Stand stand({kDevice + ",late=1,fault=lazy", kDevice + ",late=1"});
+  Stand stand({kDevice + ",late=1,fault=lazy", kDevice + ",late=1", kDevice + ",late=1,fault=lazy_crowd"});
   stand.settings.memory = 4 << 20;
   const Measured result =
       stand.measured(R"("set": "decode", "query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": 512)");
   CHECK_THAT(result.series.at(0).wrong, ContainsSubstring("its steps are not done when synchronize answers"));
   CHECK_THAT(result.series.at(2).wrong, IsEmpty());
+  CHECK_THAT(result.series.at(4).wrong, ContainsSubstring("its steps are not done when synchronize answers"));
+}
+
+TEST_CASE("A device's steps are queued, and each of them is done") {
+  const std::string host = ATTEST_TEMPLATE;
+  Stand stand({kDevice + ",late=1", kDevice + ",late=1,fault=crowd", host});
+  const Measured result = stand.measured(kDecode);
+  CHECK_THAT(result.series.at(0).wrong, IsEmpty());
+  CHECK(result.series.at(0).queued > 1);
+  CHECK(result.series.at(1).queued == result.series.at(0).queued);
+  CHECK_THAT(result.series.at(2).wrong, ContainsSubstring("wrong after the timed loop"));
+  CHECK(result.series.at(4).queued == 1);
+  const Results read = parse_results(results_json({result}, {}), "test");
+  CHECK(read.list.at(0).counters.at("queued") == static_cast<double>(result.series.at(0).queued));
 }
 
 TEST_CASE("A last cache larger than any is bounded") {

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "bench/ceiling.h"
+#include "bench/device_ceiling.h"
 #include "bench/reference.h"
 
 namespace attest::bench {
@@ -43,7 +44,7 @@ struct Item {
   Participant* device = nullptr;   ///< A ceiling's; null: the host's.
   bool multiply_add = false;       ///< A ceiling's kind.
   Temperature temperature = Temperature::cold;
-  size_t steps = 1;             ///< Timed steps of a turn.
+  size_t samples = 1;           ///< Of a turn.
   size_t next = 0;              ///< The copy that is used next.
   std::vector<double> rates{};  ///< A ceiling's, by round.
 };
@@ -131,7 +132,8 @@ class Measurement {
         return other.backend == item.backend && other.temperature == Temperature::cold;
       });
       series.wrong = cold->series->wrong;
-      item.steps = cold->steps;
+      item.samples = cold->samples;
+      series.queued = cold->series->queued;
       return;
     }
     progress_(fmt::format("validating {}", series.backend), "");
@@ -139,14 +141,14 @@ class Measurement {
     const auto threads = threads_now();
     series.wrong = item.backend->prepare(workload_);
     if (!series.wrong.empty()) return;
-    Participant::Timed timed = item.backend->checked_step(workload_, 0);
+    Participant::Timed timed = item.backend->checked_steps(workload_, {0}, 0);
     series.wrong = timed.wrong.empty() ? checked(0, "before the timed loop") : timed.wrong;
     item.backend->settle(threads, timed.microseconds);
     if (!series.wrong.empty()) return;
     if (timed.microseconds < settings_.step_limit * 1e6) {
       item.backend->take_core();
       const size_t copy = workload_.copies() - 1;  // the first one is warm now
-      timed = item.backend->step(workload_, copy);
+      timed = item.backend->steps(workload_, {copy});
       series.wrong = timed.wrong;
       if (!series.wrong.empty()) return;
     }
@@ -159,14 +161,20 @@ class Measurement {
     // these says how many steps make a turn.
     double spent = seconds;
     for (size_t copy = 1; spent < settings_.seconds && copy + 1 < workload_.copies(); ++copy) {
-      timed = item.backend->step(workload_, copy);
+      timed = item.backend->steps(workload_, {copy});
       series.wrong = timed.wrong;
       if (!series.wrong.empty()) return;
       seconds = std::min(seconds, timed.microseconds / 1e6);
       spent += timed.microseconds / 1e6;
     }
+    // A device's steps are queued until it is busy for as long as by a ceiling's work: launches and the waking of the
+    // host do not count then, as in decoding, which does not wait for each token.
+    constexpr double most = 64;
+    series.queued =
+        item.backend->room_for(static_cast<size_t>(std::clamp(std::ceil(kEnoughWork / seconds), 1.0, most)));
+    seconds *= static_cast<double>(series.queued);
     const double turn = settings_.seconds / static_cast<double>(settings_.rounds);
-    item.steps = static_cast<size_t>(std::clamp(turn / seconds, 1.0, 1000.0));
+    item.samples = static_cast<size_t>(std::clamp(turn / seconds, 1.0, 1000.0));
     // Long steps: fewer rounds, but enough that two series can still be compared.
     const auto affordable = static_cast<int64_t>(settings_.seconds / seconds);
     rounds = std::min(rounds, std::max<int64_t>(affordable, kLeastPairs));
@@ -198,6 +206,12 @@ class Measurement {
   size_t copy_of(Item& item) const {
     return item.temperature == Temperature::hot ? 0 : item.next++ % workload_.copies();
   }
+  /// As many as its steps are queued at a time.
+  std::vector<size_t> copies_of(Item& item) const {
+    std::vector<size_t> copies(item.series->queued);
+    for (size_t& copy : copies) copy = copy_of(item);
+    return copies;
+  }
 
   /// What was right at first must still be, with other inputs and in two steps that follow each other: a backend that
   /// repeats an answer, or works now and then, was fast for nothing. Who is wrong in the cold has no hot number either.
@@ -211,13 +225,24 @@ class Measurement {
       let_threads_rest();
       item.backend->take_core();
       item.series->wrong = item.backend->renew();
-      for (int step = 0; step < 2 && item.series->wrong.empty(); ++step) {
-        const size_t copy = copy_of(item);
-        const Participant::Timed timed = item.backend->checked_step(workload_, copy);
-        item.series->wrong = timed.wrong.empty() ? checked(copy, "after the timed loop") : timed.wrong;
+      // Steps alone, since queued ones over the same copy may append what another has left out; and of queued ones the
+      // last, and one in their midst.
+      const std::vector<std::vector<size_t>> alone{{copy_of(item)}, {copy_of(item)}};
+      const std::vector<size_t> queued = copies_of(item);
+      const auto check = [&](const std::vector<size_t>& copies, size_t number) {
+        if (!item.series->wrong.empty()) return;
+        const Participant::Timed timed = item.backend->checked_steps(workload_, copies, number);
+        item.series->wrong = timed.wrong.empty() ? checked(copies[number], "after the timed loop") : timed.wrong;
+      };
+      for (const std::vector<size_t>& copies : alone) check(copies, 0);
+      if (queued.size() > 1) {
+        check(queued, queued.size() - 1);
+        check(queued, queued.size() / 2);
       }
-      if (!item.series->wrong.empty()) continue;
-      item.series->wrong = item.backend->check_clock(workload_, copy_of(item), settings_.seconds);
+      for (const std::vector<size_t>& copies : {alone.front(), queued}) {
+        if (!item.series->wrong.empty()) break;
+        item.series->wrong = item.backend->check_clock(workload_, copies, settings_.seconds);
+      }
     }
     for (const Item& item : items_) {
       if (item.backend == nullptr || item.series->wrong.empty()) continue;
@@ -232,12 +257,11 @@ class Measurement {
     Series& series = *item.series;
     item.backend->take_core();
     std::vector<double> samples;
-    samples.reserve(item.steps);
+    samples.reserve(item.samples);
     // The first step wakes threads and fills predictors; it counts only where a step is long enough not to care.
-    const bool warm_up = item.steps > 1 || item.temperature == Temperature::hot;
-    for (size_t i = warm_up ? 0 : 1; i <= item.steps; ++i) {
-      const size_t copy = copy_of(item);
-      const Participant::Timed timed = item.backend->step(workload_, copy);
+    const bool warm_up = item.samples > 1 || item.temperature == Temperature::hot;
+    for (size_t i = warm_up ? 0 : 1; i <= item.samples; ++i) {
+      const Participant::Timed timed = item.backend->steps(workload_, copies_of(item));
       if (!timed.wrong.empty()) {
         series.wrong = timed.wrong;
         return;

@@ -35,6 +35,7 @@ struct Series {
   Temperature temperature = Temperature::cold;
   std::string wrong;                        ///< Why there are no numbers; empty if there are.
   std::vector<std::vector<double>> rounds;  ///< Microseconds per step, by round.
+  size_t queued = 1;                        ///< Steps that are waited for at a time; a sample is their mean.
 
   [[nodiscard]] std::vector<double> samples() const;
   /// The median of each round: what is paired with another series.

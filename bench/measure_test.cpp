@@ -134,7 +134,7 @@ struct Done {
   explicit Done(const Shape& shape) : team(cores), workload(shape, team, 1), reference(workload) {
     auto backends = open_all({ATTEST_TEMPLATE}, cores);
     REQUIRE(backends[0]->prepare(workload).empty());
-    REQUIRE(backends[0]->step(workload, 0).wrong.empty());
+    REQUIRE(backends[0]->steps(workload, {0}).wrong.empty());
     cores.release(0);
   }
   Cores cores;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "cases/error.h"
 #include "runner/markup.h"
@@ -121,20 +122,28 @@ void Participant::take_core() const {
   }
 }
 
-Participant::Timed Participant::step(Workload& workload, size_t copy) {
+size_t Participant::room_for(size_t steps) {
+  return twin_ ? twin_->room_for(steps) : 1;
+}
+
+Participant::Timed Participant::steps(Workload& workload, const std::vector<size_t>& copies) {
   using Clock = std::chrono::steady_clock;
-  workload.rewind(copy);
+  workload.rewind(copies.back());
+  std::span<const attest_step> steps(&workload.step(copies.back()), 1);
   if (twin_) {
     try {
-      twin_->put_lengths(copy);
+      steps = twin_->queue(copies);
     } catch (const DeviceRefusal& refusal) {
       return {0, refusal.what()};
     }
   }
-  const attest_step& step = twin_ ? twin_->step(copy) : workload.step(copy);
   const attest_backend& table = library_->table();
   const Clock::time_point begin = Clock::now();
-  Answer answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
+  Answer answer{ATTEST_OK, {}};
+  for (const attest_step& step : steps) {
+    answer = ask([&](attest_message* m) { return table.run(plan_, &step, m); });
+    if (answer.status != ATTEST_OK) break;
+  }
   const bool taken = answer.status == ATTEST_OK;
   if (twin_) {
     // After a refusal too: it may have come after some work was queued, and its report is no other step's.
@@ -142,7 +151,8 @@ Participant::Timed Participant::step(Workload& workload, size_t copy) {
     if (taken) answer = waited;
   }
   const Clock::time_point end = Clock::now();
-  Timed timed{std::chrono::duration<double, std::micro>(end - begin).count(), {}};
+  const double microseconds = std::chrono::duration<double, std::micro>(end - begin).count();
+  Timed timed{microseconds / static_cast<double>(steps.size()), {}};
   if (answer.status == ATTEST_OK) {
     answered_ = true;
   } else if (answer.status != ATTEST_UNSUPPORTED || taken) {
@@ -155,30 +165,31 @@ Participant::Timed Participant::step(Workload& workload, size_t copy) {
   return timed;
 }
 
-Participant::Timed Participant::checked_step(Workload& workload, size_t copy) {
-  workload.poison(copy);
+Participant::Timed Participant::checked_steps(Workload& workload, const std::vector<size_t>& copies, size_t number) {
+  for (const size_t copy : copies) workload.poison(copy);
   try {
-    if (twin_) twin_->put_poison(copy);
-    Timed timed = step(workload, copy);
-    if (twin_ && timed.wrong.empty()) twin_->fetch(copy);
+    if (twin_) twin_->put_poison(copies);
+    Timed timed = steps(workload, copies);
+    if (twin_ && timed.wrong.empty()) twin_->fetch(copies, number);
     return timed;
   } catch (const DeviceRefusal& refusal) {
     return {0, refusal.what()};
   }
 }
 
-std::string Participant::check_clock(Workload& workload, size_t copy, double seconds) {
+std::string Participant::check_clock(Workload& workload, const std::vector<size_t>& copies, double seconds) {
   if (!twin_) return {};
   // The least of several: nothing that happens now and then is taken for work.
   double in_time = INFINITY, after = INFINITY, spent = 0;
   try {
     for (int i = 0; i < 2 || (i < 5 && spent < 1e6 * seconds); ++i) {
-      const Timed timed = step(workload, copy);
+      const Timed timed = steps(workload, copies);
       if (!timed.wrong.empty()) return timed.wrong;
+      const double all = timed.microseconds * static_cast<double>(copies.size());
       const double first = twin_->look(), second = twin_->look();
-      in_time = std::min(in_time, timed.microseconds);
+      in_time = std::min(in_time, all);
       after = std::min(after, first - second);
-      spent += timed.microseconds + first + second;
+      spent += all + first + second;
     }
   } catch (const DeviceRefusal& refusal) {
     return refusal.what();

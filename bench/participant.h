@@ -47,20 +47,23 @@ class Participant {
   /// Until release(); null without.
   [[nodiscard]] const DeviceCeiling* ceiling() const { return ceiling_.get(); }
 
+  /// Of so many steps that are to be queued at a time: for how many a device has room; 1 without a device.
+  size_t room_for(size_t steps);
+
   struct Timed {
     double microseconds = 0;
     std::string wrong;  ///< Empty, or why there is no result.
   };
-  /// Takes back what steps have appended to this copy, then does one, timed by the caller's clock: append and attend,
-  /// until a device has finished. UNSUPPORTED is a refusal of the problem in a plan's first step only; whoever has
-  /// answered one has failed.
-  Timed step(Workload& workload, size_t copy);
-  /// The same where whatever is left out will be seen: all that the step writes is spoilt before, and lies in the
-  /// workload's own memory afterwards.
-  Timed checked_step(Workload& workload, size_t copy);
-  /// Empty, or that a device goes on with its step when `synchronize` has answered, and does it in whatever is called
-  /// next, which no clock sees. For at most `seconds`.
-  std::string check_clock(Workload& workload, size_t copy, double seconds);
+  /// Takes back what steps have appended to these copies, then does one over each, timed by the caller's clock: append
+  /// and attend, until a device has finished the last of them. Several only for a device; the time is a step's share.
+  /// UNSUPPORTED is a refusal of the problem in a plan's first step only; whoever has answered one has failed.
+  Timed steps(Workload& workload, const std::vector<size_t>& copies);
+  /// The same where whatever the step of this number leaves out will be seen: all that steps write is spoilt before,
+  /// and what this one has written lies in the workload's own memory afterwards.
+  Timed checked_steps(Workload& workload, const std::vector<size_t>& copies, size_t number);
+  /// Empty, or that a device goes on with its steps when `synchronize` has answered, and does them in whatever is
+  /// called next, which no clock sees. For at most `seconds`.
+  std::string check_clock(Workload& workload, const std::vector<size_t>& copies, double seconds);
   /// After Workload::renew: empty, or why a device has not got the new inputs.
   std::string renew() const;
 

@@ -59,7 +59,10 @@ Run run_of(const Measured& measured, const Series& series, int64_t family) {
   const auto rate = [](const std::vector<double>& rates) { return rates.empty() ? 0 : median(rates) / 1e9; };
   count("read_gb_per_second", rate(series.temperature == Temperature::hot ? ceiling.read_hot : ceiling.read_cold));
   count("multiply_add_gflops", rate(ceiling.multiply_add));
-  if (measured.devices.contains(series.backend)) count("ceiling_is_device", 1);
+  if (measured.devices.contains(series.backend)) {
+    count("ceiling_is_device", 1);
+    count("queued", static_cast<double>(series.queued));
+  }
   count("bytes", measured.cost.bytes);
   count("flops", measured.cost.flops);
   count("copies", static_cast<double>(measured.copies));

@@ -78,7 +78,7 @@ Twin::Twin(const Device& device, const Workload& workload)
     step.cache = &cache;
     if (i == 0) {
       inputs_ = {twin("query", step.query), twin("key", step.key), twin("value", step.value)};
-      output_ = twin("output", step.output);
+      output_ = step.output;
     }
     step.query = twin_tensor("query", step.query);
     step.key = twin_tensor("key", step.key);
@@ -87,13 +87,11 @@ Twin::Twin(const Device& device, const Workload& workload)
     step.key_lengths = twin_tensor("key_lengths", step.key_lengths);
     step.query_start = twin_tensor("query_start", step.query_start);
     step.key_start = twin_tensor("key_start", step.key_start);
-    step.output = twin_tensor("output", step.output);
     copy.key = twin("cache.key", cache.key);
     copy.value = twin("cache.value", cache.value);
-    copy.lengths = twin("cache.lengths", cache.lengths);
+    copy.lengths = cache.lengths;
     cache.key = &copy.key->tensor;
     cache.value = &copy.value->tensor;
-    cache.lengths = &copy.lengths->tensor;
     cache.block_table = twin_tensor("cache.block_table", cache.block_table);
     cache.key_scale = twin_tensor("cache.key_scale", cache.key_scale);
     cache.value_scale = twin_tensor("cache.value_scale", cache.value_scale);
@@ -104,13 +102,17 @@ Twin::Tensor* Twin::twin(const char* name, const DLTensor* host) {
   if (host == nullptr) return nullptr;
   const auto found = tensors_.find(host);
   if (found != tensors_.end()) return &found->second;
-  const size_t bytes = bytes_of(*host);
+  return &tensors_.emplace(host, make(name, *host)).first->second;
+}
+
+Twin::Tensor Twin::make(const char* name, const DLTensor& host) const {
+  const size_t bytes = bytes_of(host);
   auto memory = std::make_unique<DeviceMemory>(device_, bytes, name);
-  Tensor made{*host, static_cast<std::byte*>(host->data), bytes, std::move(memory)};
+  Tensor made{host, static_cast<std::byte*>(host.data), bytes, std::move(memory)};
   made.tensor.data = made.memory->data();
   made.tensor.device = device_.place();
   put(made);
-  return &tensors_.emplace(host, std::move(made)).first->second;
+  return made;
 }
 
 DLTensor* Twin::twin_tensor(const char* name, const DLTensor* host) {
@@ -122,42 +124,68 @@ void Twin::put(const Tensor& tensor) const {
   device_.upload(tensor.memory->data(), tensor.host, tensor.bytes);
 }
 
-void Twin::get(const Tensor& tensor) const {
-  device_.download(tensor.host, tensor.memory->data(), tensor.bytes);
+void Twin::make_own(size_t count) {
+  while (own_.size() < count) own_.push_back({make("cache.lengths", *copies_[0].lengths), make("output", *output_)});
 }
 
-void Twin::put_lengths(size_t copy) const {
-  put(*copies_[copy].lengths);
+size_t Twin::room_for(size_t steps) {
+  try {
+    make_own(steps);
+  } catch (const DeviceRefusal&) {
+    // Fewer, then. If it is out of order and not full, the next step will tell.
+  }
+  return std::min(steps, own_.size());
 }
 
-void Twin::put_poison(size_t copy) const {
-  put(*output_);
+const std::vector<attest_step>& Twin::queue(const std::vector<size_t>& copies) {
+  make_own(copies.size());
+  queued_.clear();
+  queued_caches_.clear();
+  const DLTensor& rewound = *copies_[copies.back()].lengths;  // All copies have the same lengths.
+  for (size_t i = 0; i < copies.size(); ++i) {
+    device_.upload(own_[i].lengths.memory->data(), rewound.data, own_[i].lengths.bytes);
+    queued_caches_.push_back(copies_[copies[i]].cache);
+    queued_caches_.back().lengths = &own_[i].lengths.tensor;
+    queued_.push_back(copies_[copies[i]].step);
+    queued_.back().output = &own_[i].output.tensor;
+  }
+  for (size_t i = 0; i < copies.size(); ++i) queued_[i].cache = &queued_caches_[i];
+  return queued_;
+}
+
+void Twin::put_poison(const std::vector<size_t>& copies) {
+  make_own(copies.size());
   const auto slots = [&](const Tensor& tensor, const std::vector<Workload::Run>& runs) {
     for (const auto& [begin, size] : runs) device_.upload(tensor.memory->data() + begin, tensor.host + begin, size);
   };
-  slots(*copies_[copy].key, key_runs_);
-  slots(*copies_[copy].value, value_runs_);
+  for (size_t i = 0; i < copies.size(); ++i) {
+    put(own_[i].output);
+    slots(*copies_[copies[i]].key, key_runs_);
+    slots(*copies_[copies[i]].value, value_runs_);
+  }
 }
 
 void Twin::put_inputs() const {
   for (const Tensor* tensor : inputs_) put(*tensor);
 }
 
-void Twin::fetch(size_t copy) const {
-  get(*output_);
-  get(*copies_[copy].lengths);
+void Twin::fetch(const std::vector<size_t>& copies, size_t number) const {
+  const Own& own = own_[number];
+  const Copy& copy = copies_[copies[number]];
+  device_.download(own.output.host, own.output.memory->data(), own.output.bytes);
+  device_.download(copy.lengths->data, own.lengths.memory->data(), own.lengths.bytes);
   const auto slots = [&](const Tensor& tensor, const std::vector<Workload::Run>& runs) {
     for (const auto& [begin, size] : runs) device_.download(tensor.host + begin, tensor.memory->data() + begin, size);
   };
-  slots(*copies_[copy].key, key_runs_);
-  slots(*copies_[copy].value, value_runs_);
+  slots(*copy.key, key_runs_);
+  slots(*copy.value, value_runs_);
 }
 
 double Twin::look() const {
   using Clock = std::chrono::steady_clock;
   std::array<std::byte, 64> bytes{};
   const Clock::time_point begin = Clock::now();
-  device_.download(bytes.data(), output_->memory->data(), std::min(bytes.size(), output_->bytes));
+  device_.download(bytes.data(), own_.front().output.memory->data(), std::min(bytes.size(), own_.front().output.bytes));
   return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
 }
 

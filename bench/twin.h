@@ -72,18 +72,21 @@ class Twin {
   Twin& operator=(const Twin&) = delete;
 
   [[nodiscard]] const attest_problem& problem() const { return problem_; }
-  [[nodiscard]] const attest_step& step(size_t copy) const { return copies_[copy].step; }
 
   // All of these throw DeviceRefusal.
 
-  /// Lengths, after Workload::rewind.
-  void put_lengths(size_t copy) const;
-  /// Output and appended slots, after Workload::poison.
-  void put_poison(size_t copy) const;
+  /// Makes room for so many queued steps; answers for how many there is, at least for those of queue() so far.
+  size_t room_for(size_t steps);
+  /// Steps over these copies, to be queued one after the other; good until the next call. Each has an output and
+  /// lengths of its own, a copy may come several times; lengths are put there by this call, after Workload::rewind of
+  /// the last.
+  const std::vector<attest_step>& queue(const std::vector<size_t>& copies);
+  /// Outputs and appended slots of steps over these copies, after Workload::poison of each.
+  void put_poison(const std::vector<size_t>& copies);
   /// Queries, keys and values, after Workload::renew.
   void put_inputs() const;
-  /// What a step over this copy has written: output, appended slots, lengths. Into the workload's memory.
-  void fetch(size_t copy) const;
+  /// What the queued step of this number has written: output, appended slots, lengths. Into the workload's memory.
+  void fetch(const std::vector<size_t>& copies, size_t number) const;
   /// Microseconds that the download of a few bytes of the output takes.
   [[nodiscard]] double look() const;
 
@@ -97,21 +100,31 @@ class Twin {
   struct Copy {
     attest_cache cache;
     attest_step step;
-    Tensor *key, *value, *lengths;
+    Tensor *key, *value;
+    const DLTensor* lengths;  ///< The host's.
   };
   /// The twin of a tensor, made when it is first asked for; null of null.
   Tensor* twin(const char* name, const DLTensor* host);
+  [[nodiscard]] Tensor make(const char* name, const DLTensor& host) const;
   DLTensor* twin_tensor(const char* name, const DLTensor* host);
   void put(const Tensor& tensor) const;
-  void get(const Tensor& tensor) const;
 
   Device device_;
   attest_problem problem_;
   std::map<const DLTensor*, Tensor> tensors_;
   std::vector<Copy> copies_;
+  /// Of a queued step.
+  struct Own {
+    Tensor lengths, output;
+  };
+  void make_own(size_t count);
+  std::vector<Own> own_;
+  // Of queue().
+  std::vector<attest_cache> queued_caches_;
+  std::vector<attest_step> queued_;
   std::vector<Workload::Run> key_runs_, value_runs_;
   std::vector<Tensor*> inputs_;
-  Tensor* output_ = nullptr;
+  const DLTensor* output_ = nullptr;  ///< The host's.
 };
 
 }  // namespace attest::bench

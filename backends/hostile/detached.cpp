@@ -7,6 +7,8 @@
 //     output       adds 1 to an output
 //     stale        from the third step on nothing but lengths
 //     synchronize  fails; refuse: is UNSUPPORTED
+//     crowd        with late=1: of several steps that wait in synchronize() only the last is done
+//     lazy_crowd   with late=1: if several steps wait in synchronize() they are done in the next upload or download
 //     lazy         with late=1: a step is done in the upload or download after its synchronize
 //     none_left    allocate always fails
 //     upload, download       fail from the 100th on
@@ -42,9 +44,9 @@ class Detached : public Template {
         left_(size_t{1024} * static_cast<size_t>(options.take_count("memory", 999'999))),
         late_(options.take_count("late", 2) == 1),
         fault_(options.take("fault", "none")) {
-    static const std::set<std::string> known{"none",       "output", "stale",      "synchronize", "refuse",  "lazy",
-                                             "none_left",  "upload", "download",   "copy",        "product", "tired",
-                                             "no_product", "vast",   "transposed", "coarse"};
+    static const std::set<std::string> known{
+        "none", "output",  "stale", "synchronize", "refuse",     "lazy",       "none_left", "upload",     "download",
+        "copy", "product", "tired", "crowd",       "lazy_crowd", "no_product", "vast",      "transposed", "coarse"};
     if (known.count(fault_) == 0) throw Invalid("option fault: got \"" + fault_ + "\"");
   }
   ~Detached() {
@@ -69,17 +71,17 @@ class Detached : public Template {
   void upload(void* device, const void* host, size_t bytes) {
     check(device, bytes);
     count("upload", uploads_);
-    if (fault_ == "lazy") work_off();
+    if (fault_ == "lazy" || fault_ == "lazy_crowd") work_off();
     std::memcpy(device, host, bytes);
   }
   void download(void* host, const void* device, size_t bytes) {
     check(device, bytes);
     count("download", downloads_);
-    if (fault_ == "lazy") work_off();
+    if (fault_ == "lazy" || fault_ == "lazy_crowd") work_off();
     std::memcpy(host, device, bytes);
   }
   void synchronize() {
-    if (fault_ != "lazy") work_off();
+    if (fault_ != "lazy" && (fault_ != "lazy_crowd" || work_.size() == 1)) work_off();
     if (fault_ == "refuse") throw Unsupported("not today");
     if (fault_ == "synchronize") throw std::runtime_error("the device has fallen off the bus");
   }
@@ -155,7 +157,8 @@ class Detached : public Template {
 
  private:
   void work_off() {
-    const auto work = std::exchange(work_, {});
+    auto work = std::exchange(work_, {});
+    if (fault_ == "crowd" && work.size() > 1) work.erase(work.begin(), work.end() - 1);
     for (const auto& one : work) one();
   }
 

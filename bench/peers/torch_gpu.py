@@ -7,8 +7,8 @@
 Takes the shapes and the ceilings of BENCH.json's first backend, and writes a file of the same form, which summary.py,
 `attest bench report` and `attest bench compare` read: backends torch_flash and torch_cudnn.
 
-- A step appends the new tokens and attends, as there; it is timed by the host's clock up to the end of the device's
-  work, as there. It is replayed as a CUDA graph, so none of Python's time is in it.
+- A step appends the new tokens and attends, as there; as many as there are queued at a time and timed by the host's
+  clock up to the end of the device's work. They are replayed as CUDA graphs, so none of Python's time is in them.
 - Caches are one block a head, which suits these kernels best, whatever the shape's name says of order.
 - Of the ways to say a shape (GQA by the kernel, or a group folded into the rows) the faster one is taken.
 - Outputs are held against a computation in f64 before and after the timed steps; a wrong one gets no number.
@@ -95,7 +95,7 @@ def forms_of(torch, shape, backend):
     if queries == 1 and group > 1:
         forms["folded"] = lambda s: call(
             s.query.view(s.query.shape[0], shape["kv_heads"], group, -1), s.key, s.value
-        ).view(s.query.shape)
+        ).reshape(s.query.shape)
     return forms
 
 
@@ -152,8 +152,8 @@ class Device:
         return graph.replay
 
 
-def timed(device, plays, seconds):
-    """Microseconds of steps over all copies in turn, in rounds."""
+def timed(device, plays, seconds, queued):
+    """Microseconds of steps over all copies in turn, in rounds; so many are queued and then waited for."""
     for play in plays:
         play()
     device.wait()
@@ -162,15 +162,16 @@ def timed(device, plays, seconds):
         samples, end = [], time.perf_counter() + seconds / ROUNDS
         while not samples or time.perf_counter() < end:
             begun = time.perf_counter()
-            plays[at % len(plays)]()
+            for _ in range(queued):
+                plays[at % len(plays)]()
+                at += 1
             device.wait()
-            samples.append((time.perf_counter() - begun) * 1e6)
-            at += 1
+            samples.append((time.perf_counter() - begun) * 1e6 / queued)
         rounds.append(samples)
     return rounds
 
 
-def measure(torch, device, shape, backend, copies, seconds):
+def measure(torch, device, shape, backend, copies, queued, seconds):
     """Rounds of microseconds over so many copies of the cache, or as many as there is room for; and their number."""
     for mark, what in (("paged", "pages"), ("skewed", "sequences of different lengths"), ("kv8", "an int8 cache")):
         if shape[mark]:
@@ -187,7 +188,7 @@ def measure(torch, device, shape, backend, copies, seconds):
     for name, attend in forms.items():
         try:
             play = device.replay_of(first, attend)
-            taken = statistics.median(sum(timed(device, [play], seconds / 20), []))
+            taken = statistics.median(sum(timed(device, [play], seconds / 20, queued), []))
         except (RuntimeError, NotImplementedError) as error:
             why.append(f"{name}: {reason_of(error)}")
             continue
@@ -209,7 +210,7 @@ def measure(torch, device, shape, backend, copies, seconds):
     check_all()
     for step in steps:
         step.output.fill_(float("nan"))
-    rounds = timed(device, plays, seconds)
+    rounds = timed(device, plays, seconds, queued)
     for each in plays:
         each()
     device.wait()
@@ -287,9 +288,10 @@ def run(arguments):
                 if reference.get("error_occurred"):
                     raise NotTaken(f"{first} has no number, and so no ceiling")
                 wanted = int(reference.get("copies", 1)) if name.endswith("/cold") else 1
+                queued = int(reference.get("queued", 1))
                 with torch.inference_mode():
                     rounds, copies = measure(
-                        torch, device, shape_of(name), paths[path], wanted, arguments.seconds
+                        torch, device, shape_of(name), paths[path], wanted, queued, arguments.seconds
                     )
                 entries.append(entry_of(reference, name, rounds, copies))
                 rounds_of[name] = [[round(sample, 3) for sample in samples] for samples in rounds]
