@@ -45,7 +45,20 @@ struct Executor::Part : Playing {
 };
 
 Executor::Executor(BackendChoice choice, FindSubject find) : choice_(std::move(choice)), find_(std::move(find)) {}
-Executor::~Executor() = default;
+Executor::~Executor() {
+  part_with_worker();
+}
+
+void Executor::part_with_worker() {
+  if (!choice_.sandbox && worker() != nullptr && opened_.own_memory) {
+    try {
+      (void)worker_->close(choice_.limit);
+    } catch (const std::exception&) {
+      // It is killed then.
+    }
+  }
+  worker_.reset();
+}
 
 tl::expected<Opened, WorkerFailure> Executor::open() {
   if (worker_ && worker_->alive()) return opened_;
@@ -300,6 +313,8 @@ CaseRecord Executor::run(const Subject& subject, std::string repro, std::vector<
     if (record.status == Status::pass) radius = std::max(radius, find(c, id).worst_radius);
   }
   conclude(record, radius);
+  // A device may not answer again in a process in which it has failed.
+  if (record.status == Status::error && opened_.own_memory) part_with_worker();
   return record;
 }
 

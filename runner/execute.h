@@ -79,6 +79,9 @@ class Executor {
   /// One that is played on a plan of the worker's.
   struct Part;
 
+  /// Ends the worker. What watches a device's process, as compute-sanitizer does, has its say when that ends by itself:
+  /// outside of a sandbox it is asked to.
+  void part_with_worker();
   /// A worker with the backend open, or why there is none.
   std::optional<WorkerFailure> ensure_worker();
   /// Gives the backend a problem; false if its answer is the verdict.

@@ -6,11 +6,13 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <fstream>
 
 #include "cases/inputs.h"
 #include "golden/oracle.h"
 #include "runner/campaign.h"
 #include "runner/places.h"
+#include "runner/temporary_folder.h"
 
 using namespace attest;
 
@@ -159,6 +161,37 @@ TEST_CASE("a backend with memory of its own passes through uploads and downloads
   for (const CaseRecord& record : run_three({}, "detached")) {
     INFO(record.reason);
     CHECK(record.status == Status::pass);
+  }
+}
+
+TEST_CASE("a device that fails for good costs that case only") {
+  Executor executor(choice_of("detached", {{"fault", "upload"}}));
+  const Prepared& p = three_cases()[0];
+  const auto run = [&] { return executor.run({&p.c, p.golden, p.worst_radius, ""}, "").status; };
+  Status status = run();
+  for (int i = 0; i < 100 && status == Status::pass; ++i) status = run();
+  CHECK(name(status) == name(Status::error));
+  CHECK(executor.workers() == 1);
+  CHECK(name(run()) == name(Status::pass));
+  CHECK(executor.workers() == 2);
+}
+
+TEST_CASE("a worker with a device ends by itself") {
+  const Prepared& p = three_cases()[0];
+  for (const std::string library : {"detached", "hostile"}) {
+    const TemporaryFolder folder;
+    BackendChoice choice = choice_of(library);
+    // What is written when a shell's child has answered to the last, and not where the shell is killed with it.
+    const std::string note = (folder.path() / "ended").string();
+    choice.worker.command = {"/bin/sh", "-c", choice.worker.command.front() + "; echo $? >" + note};
+    {
+      Executor executor(choice);
+      CHECK(executor.run({&p.c, p.golden, p.worst_radius, ""}, "").status == Status::pass);
+    }
+    INFO(library);
+    std::string code;
+    std::ifstream(note) >> code;
+    CHECK(code == (library == "detached" ? "0" : ""));
   }
 }
 

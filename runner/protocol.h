@@ -72,6 +72,7 @@ inline constexpr const char* name = "name";
 inline constexpr const char* version = "version";
 inline constexpr const char* description = "description";
 inline constexpr const char* device = "device";
+inline constexpr const char* own_memory = "own_memory";
 inline constexpr const char* abi_version = "abi_version";
 inline constexpr const char* declarations = "declarations";
 inline constexpr const char* dtype = "dtype";

@@ -174,6 +174,7 @@ Opened opened_from_json(const Json& json) {
     opened.version = text(field::version);
     opened.description = text(field::description);
     opened.device = text(field::device);
+    opened.own_memory = fields.optional<bool>(field::own_memory, false);
     opened.abi_version = fields.required<int64_t>(field::abi_version);
     opened.declarations = fields.at(field::declarations);
     if (!opened.declarations.is_object()) throw Error::at(fields.place(field::declarations), "wanted an object");

@@ -79,7 +79,8 @@ struct Reply {
 struct Opened {
   Reply reply;
   std::string name, version, description;
-  std::string device;  ///< "cpu", "cuda", ...
+  std::string device;       ///< "cpu", "cuda", ...
+  bool own_memory = false;  ///< The backend's is not the worker's, as a device's is not.
   int64_t abi_version = 0;
   Json declarations;  ///< An object.
 

@@ -342,6 +342,7 @@ class Session {
     reply[field::version] = protocol::printable(table.version, protocol::kMaxMessage);
     reply[field::description] = protocol::printable(table.description, protocol::kMaxMessage);
     reply[field::device] = device_name(table.device_type);
+    reply[field::own_memory] = library_->has_device_memory();
     reply[field::abi_version] = table.abi_version;
     reply[field::declarations] = declarations;
     return answer;
