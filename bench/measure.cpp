@@ -225,23 +225,25 @@ class Measurement {
       let_threads_rest();
       item.backend->take_core();
       item.series->wrong = item.backend->renew();
-      // Steps alone, since queued ones over the same copy may append what another has left out; and of queued ones the
-      // last, and one in their midst.
-      const std::vector<std::vector<size_t>> alone{{copy_of(item)}, {copy_of(item)}};
-      const std::vector<size_t> queued = copies_of(item);
       const auto check = [&](const std::vector<size_t>& copies, size_t number) {
         if (!item.series->wrong.empty()) return;
         const Participant::Timed timed = item.backend->checked_steps(workload_, copies, number);
         item.series->wrong = timed.wrong.empty() ? checked(copies[number], "after the timed loop") : timed.wrong;
       };
-      for (const std::vector<size_t>& copies : alone) check(copies, 0);
-      if (queued.size() > 1) {
+      const auto check_clock = [&](const std::vector<size_t>& copies) {
+        if (!item.series->wrong.empty()) return;
+        item.series->wrong = item.backend->check_clock(workload_, copies, settings_.seconds);
+      };
+      // Steps alone, since queued ones over the same copy may append what another has left out; and of queued ones the
+      // last, and one in their midst.
+      check({copy_of(item)}, 0);
+      check({copy_of(item)}, 0);
+      check_clock({copy_of(item)});
+      if (item.series->queued > 1) {
+        const std::vector<size_t> queued = copies_of(item);
         check(queued, queued.size() - 1);
         check(queued, queued.size() / 2);
-      }
-      for (const std::vector<size_t>& copies : {alone.front(), queued}) {
-        if (!item.series->wrong.empty()) break;
-        item.series->wrong = item.backend->check_clock(workload_, copies, settings_.seconds);
+        check_clock(queued);
       }
     }
     for (const Item& item : items_) {

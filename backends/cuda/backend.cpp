@@ -25,13 +25,13 @@ int count_or_none(abi::Options& options, const char* name) {
   return count == none ? 0 : count;
 }
 
-/// Whether an option is as it is by default, and not the other way.
-bool choice(abi::Options& options, const char* name, const std::string& usual, const std::string& other) {
+/// Whether an option is not as usual, but the other way.
+bool is_other(abi::Options& options, const char* name, const std::string& usual, const std::string& other) {
   const std::string given = options.take(name, usual);
   if (given != usual && given != other) {
     throw abi::Invalid(std::string("option ") + name + ": got \"" + given + "\", wanted " + usual + " or " + other);
   }
-  return given == usual;
+  return given == other;
 }
 
 class Cuda {
@@ -54,9 +54,9 @@ class Cuda {
   explicit Cuda(abi::Options& options) : settings_{find_machine(), count_or_none(options, "split_keys"), device_type} {
     const int rows = count_or_none(options, "wgmma_rows");
     if (rows > 0 && settings_.machine.warpgroup_rows > 0) settings_.machine.warpgroup_rows = rows;
-    if (!choice(options, "overlap", "yes", "no")) settings_.machine.overlap = false;
+    if (is_other(options, "overlap", "yes", "no")) settings_.machine.overlap = false;
 #if defined(ATTEST_CUDA_ON_HOST)
-    set_backward_order(!choice(options, "order", "forward", "backward"));
+    set_backward_order(is_other(options, "order", "forward", "backward"));
 #endif
   }
 

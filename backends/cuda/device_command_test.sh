@@ -13,8 +13,8 @@ failures=0
 # A repository of links, so that the real one's build and results are left alone.
 mkdir -p "$work/repository/build/fake/bin" "$work/repository/build/fake/lib/attest/backends" "$work/repository/bench" "$work/bin"
 cd "$work/repository" || exit 1
-for name in ci spec cases golden runner backends CMakeLists.txt; do ln -s "$source_dir/$name" "$name"; done
-rm ci && cp -r "$source_dir/ci" ci
+for name in spec cases golden runner backends CMakeLists.txt; do ln -s "$source_dir/$name" "$name"; done
+cp -r "$source_dir/ci" ci  # No link: it looks for the repository around itself.
 cp "$source_dir/bench/summary.py" bench/
 cat >bench/shapes_gpu.json <<'JSON'
 {"shapes": [{"set": "decode", "query_heads": 4, "kv_heads": 2, "head_dim": 16, "context": [32, 64]}]}

@@ -15,8 +15,8 @@ namespace attest::cuda {
 /// y = x W^T + bias in the weight's dtype, summed in f32 (no TF32: spec/tolerance.md has no room for it in f32).
 class Linear {
  public:
-  /// `weight` [out, in] and `bias` [out] (or null) in device memory; both outlive the layer: a copy is
-  /// made only where strides, or a bias's address, ask for one.
+  /// `weight` [out, in] and `bias` [out] (or null) in device memory; both outlive the layer: a copy is made
+  /// only where strides, or a bias's address, ask for one.
   Linear(const DLTensor& weight, const DLTensor* bias);
   Linear(Linear&&) noexcept;
   ~Linear();

@@ -28,6 +28,8 @@ void set_backward_order(bool backward) {
 }
 
 void* allocate(std::size_t bytes) {
+  constexpr std::size_t most = std::size_t{1} << 40;  // More than any device has; the address sanitizer ends a process.
+  if (bytes > most) throw std::bad_alloc();
   void* const memory = ::operator new (bytes, std::align_val_t{256});
   std::memset(memory, 0xFF, bytes);  // NaNs in every format but int8.
   return memory;
